@@ -1,0 +1,1 @@
+"""One platform of the federation: its data, its training and its recommendations."""

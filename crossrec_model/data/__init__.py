@@ -1,0 +1,1 @@
+"""The canonical table, its cleaning, features, splits and sampling."""

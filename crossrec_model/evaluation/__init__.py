@@ -1,0 +1,1 @@
+"""Metrics, baselines, comparison with intervals, and the report."""

@@ -1,0 +1,1 @@
+"""Strict binary messages between coordinator and platform."""

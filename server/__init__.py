@@ -1,0 +1,1 @@
+"""The coordinator of the federation: rounds, optimiser and checkpoints."""
