@@ -1,0 +1,197 @@
+"""The training plan: frozen, validated when made, parsed once at the edge.
+
+The coordinator sends the plan to every platform as canonical JSON; both sides build the same network
+from it. A value outside its bounds raises `ConfigError` naming the value, the bound and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from crossrec_model.errors import ConfigError
+
+Objective = Literal["softmax", "bce", "mse"]
+LocalOptimizer = Literal["adam", "sgd"]
+ServerOptimizer = Literal["fedavg", "fedavgm", "fedadam"]
+Activation = Literal["tanh", "sigmoid", "relu", "identity"]
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    # `not (low <= value <= high)` also catches NaN.
+    if not low <= value <= high:
+        raise ConfigError(f"{name} = {value} is outside [{low}, {high}]; choose a value inside it")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} = {value!r} is unknown; choose one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of the shared network (`network.py`)."""
+
+    buckets: int = 2**16
+    dimension: int = 32
+    neighbours: int = 4
+    relations: tuple[str, ...] = ("category", "brand")
+    graph_layers: int = 1
+    tower: tuple[int, ...] = (128, 64, 32, 1)
+    activation: Activation = "tanh"
+    vector_size: int = 0
+
+    def __post_init__(self) -> None:
+        _within("model.buckets", self.buckets, 16, 2**24)
+        _within("model.dimension", self.dimension, 2, 1024)
+        _within("model.neighbours", self.neighbours, 0, 64)
+        _within("model.graph_layers", self.graph_layers, 0, 3)
+        _within("model.vector_size", self.vector_size, 0, 65536)
+        _one_of("model.activation", self.activation, get_args(Activation))
+        for relation in self.relations:
+            _one_of("model.relations", relation, ("category", "brand", "shop", "bought_together"))
+        if self.tower[0] != 4 * self.dimension or self.tower[-1] != 1 or len(self.tower) < 2:
+            raise ConfigError(
+                f"model.tower = {list(self.tower)} must start at 4 x dimension = {4 * self.dimension} "
+                "and end at 1; change the tower or the dimension"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One platform's local training in one round. The unit is a user, never a row."""
+
+    objective: Objective = "bce"
+    optimizer: LocalOptimizer = "adam"
+    learning_rate: float = 0.005
+    epochs: int = 1
+    users_per_step: int = 256
+    history: int = 64
+    positives: int = 20
+    negatives: int = 100
+    window_days: float = 28.0
+    recency_days: float = 60.0
+
+    def __post_init__(self) -> None:
+        _one_of("training.objective", self.objective, get_args(Objective))
+        _one_of("training.optimizer", self.optimizer, get_args(LocalOptimizer))
+        _within("training.learning_rate", self.learning_rate, 1e-7, 10.0)
+        _within("training.epochs", self.epochs, 1, 1000)
+        _within("training.users_per_step", self.users_per_step, 1, 1_000_000)
+        _within("training.history", self.history, 1, 10_000)
+        _within("training.positives", self.positives, 1, 10_000)
+        _within("training.negatives", self.negatives, 1, 100_000)
+        _within("training.window_days", self.window_days, 0.01, 3650.0)
+        _within("training.recency_days", self.recency_days, 0.01, 36500.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationConfig:
+    """Rounds, cohort and the server's optimiser (Reddi et al. 2021, Algorithm 2)."""
+
+    rounds: int = 20
+    min_platforms: int = 3
+    round_timeout_s: float = 600.0
+    optimizer: ServerOptimizer = "fedavg"
+    server_lr: float = 1.0
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _within("federation.rounds", self.rounds, 1, 100_000)
+        _within("federation.min_platforms", self.min_platforms, 1, 100)
+        _within("federation.round_timeout_s", self.round_timeout_s, 0.1, 86_400.0)
+        _one_of("federation.optimizer", self.optimizer, get_args(ServerOptimizer))
+        _within("federation.server_lr", self.server_lr, 1e-7, 100.0)
+        _within("federation.momentum", self.momentum, 0.0, 0.9999)
+        _within("federation.beta1", self.beta1, 0.0, 0.9999)
+        _within("federation.beta2", self.beta2, 0.0, 0.9999)
+        _within("federation.tau", self.tau, 1e-12, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that the coordinator and all platforms must agree on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    #: Seed of the experiment streams (initial weights, sampling), not of keys or noise.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("seed", self.seed, 0, 2**63 - 1)
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: sorted keys, no spaces; equal plans give equal bytes."""
+        return json.dumps(
+            dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False
+        ).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Plan:
+        """Parse a plan; raises `ConfigError` on anything unknown, missing a type or out of bounds."""
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"the plan is not valid JSON ({error}); send it again") from None
+        return cls.from_document(document)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Plan:
+        """Read a plan file with the tables `[model]`, `[training]`, `[federation]` and `seed`."""
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"plan file {path} does not exist; give an existing file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"plan file {path} can't be read: {error}") from None
+        return cls.from_document(document)
+
+    @classmethod
+    def from_document(cls, document: object) -> Plan:
+        """Build a plan from plain dictionaries; absent keys take their defaults."""
+        table = _table("plan", document)
+        sections = {"model": ModelConfig, "training": TrainingConfig, "federation": FederationConfig}
+        unknown = sorted(set(table) - {*sections, "seed"})
+        if unknown:
+            raise ConfigError(f"plan key {unknown[0]!r} is unknown; known: {', '.join(sections)}, seed")
+        values: dict[str, Any] = {
+            name: _section(name, kind, table.get(name, {})) for name, kind in sections.items()
+        }
+        seed = table.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ConfigError(f"seed = {seed!r} is not a whole number")
+        return cls(seed=seed, **values)
+
+
+def _table(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must be a table of settings, not {type(value).__name__}")
+    return value
+
+
+def _section(name: str, kind: type[Any], value: object) -> Any:
+    table = _table(name, value)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{name}.{key} is unknown; known: {', '.join(known)}")
+    return kind(**{key: _coerce(f"{name}.{key}", known[key].default, v) for key, v in table.items()})
+
+
+def _coerce(name: str, default: object, value: object) -> object:
+    """Take exactly the default's type (an int may stand for a float); never a bool for a number."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_coerce(name, default[0], item) for item in value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ConfigError(f"{name} = {value!r} must be of type {type(default).__name__}")
+    return value
