@@ -31,7 +31,7 @@ INTERACTIONS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
 }
 REQUIRED_INTERACTIONS: Final = ("user_id", "item_id", "event", "time")
 
-#: `shared_id` is a code that other platforms use too (GTIN, ASIN); `category` is a path, root first.
+#: `shared_id` is a code that other platforms use too (GTIN, ASIN); `category` runs root first.
 CATALOGUE: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "item_id": pl.String,
     "shared_id": pl.String,
@@ -53,6 +53,20 @@ USERS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
 }
 REQUIRED_USERS: Final = ("user_id",)
 
-#: Further columns: `context_device`, `context_region`, … (interactions), `attribute_…` (users); strings.
+#: Further columns, as text: `context_device`, `context_region`, … in interactions,
+#: `attribute_…` in users.
 CONTEXT_PREFIX: Final = "context_"
 ATTRIBUTE_PREFIX: Final = "attribute_"
+
+#: What a source adds to each row, so that a quarantined row can be found again.
+SOURCE_FILE: Final = "source_file"
+#: Number of the record in its file, from 1; a CSV header is not a record.
+SOURCE_ROW: Final = "source_row"
+#: Optional: why the source itself could not read the row (`malformed_row`); null where it could.
+SOURCE_FAULT: Final = "source_fault"
+#: Optional: the text that `time` was parsed from; tells an unreadable time from a missing one.
+SOURCE_TIME: Final = "source_time"
+
+VECTORS: Final = ("vector_text", "vector_image", "vector_audio")
+#: Two interactions that agree in all of these are one event delivered twice.
+IDENTITY: Final = ("user_id", "item_id", "event", "time", "quantity", "price", "shop_id")
