@@ -32,6 +32,10 @@ MAX_PLAN_BYTES: Final = 1 << 20
 PLATFORM_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
+class OtherVersionError(WireError):
+    """The frame is of another protocol version."""
+
+
 class FailureCode(IntEnum):
     """Why a platform could not answer. A code, never text: text could carry data."""
 
@@ -209,7 +213,7 @@ def decode(data: bytes) -> Message:
     if (magic := bytes(reader.take(4, "magic"))) != MAGIC:
         raise WireError(f"magic is {magic!r}; {MAGIC!r} is needed")
     if (version := reader.unsigned(2, "protocol version")) != PROTOCOL_VERSION:
-        raise WireError(
+        raise OtherVersionError(
             f"protocol version is {version}, this side speaks {PROTOCOL_VERSION}; "
             "install the same crossrec on both sides"
         )

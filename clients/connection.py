@@ -1,0 +1,223 @@
+"""How a platform keeps in touch with its coordinator: the policy, whatever carries the bytes.
+
+What can be fixed only by a person (a wrong authority, no TLS, an id that is taken) ends with one
+clear line at once. What may pass by itself (a coordinator that is not there yet, or restarts) is
+tried again, with the reason shown, until a deadline.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from crossrec_model.errors import (
+    ConfigError,
+    ConnectionRefusedByPeerError,
+    CrossrecError,
+    WireError,
+)
+from crossrec_model.wire.messages import (
+    Ack,
+    Failure,
+    FailureCode,
+    Finish,
+    OtherVersionError,
+    Refuse,
+    Welcome,
+    decode,
+    encode,
+)
+
+Handler = Callable[[bytes], bytes]
+Report = Callable[[str], None]
+
+PROBE_TIMEOUT_S: Final = 5.0
+#: First and longest pause between two attempts, in seconds; each is twice the one before.
+PAUSE_S: Final = (0.2, 5.0)
+_LOG = logging.getLogger("crossrec.platform")
+#: OpenSSL's verify codes: the certificate is for another name or address; it is out of date.
+_OTHER_NAME, _OUT_OF_DATE = frozenset({62, 63, 64}), frozenset({9, 10})
+
+
+class NotThereError(Exception):
+    """The coordinator could not be reached now; it may be there later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where the coordinator is, `HOST:PORT`, and the authority (PEM file) that vouches for it.
+
+    Without `ca` the system's own authorities are trusted. `insecure` speaks plain HTTP.
+    """
+
+    address: str
+    ca: Path | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if self.address.startswith("http://") and not self.insecure:
+            raise ConfigError(
+                f"{self.address} is plain HTTP, which anyone on the way can read; "
+                "give HOST:PORT and --ca, or add --insecure for an experiment"
+            )
+        bare = self.address.removeprefix("https://").removeprefix("http://").rstrip("/")
+        object.__setattr__(self, "address", bare)
+        if not self.host or not self.port.isdigit() or not 0 < int(self.port) < 65536:
+            raise ConfigError(
+                f"address {self.address!r} is not HOST:PORT; give e.g. example.org:9092"
+            )
+        if self.insecure and self.ca is not None:
+            raise ConfigError("--insecure and --ca exclude each other; leave one out")
+        if self.ca is not None:
+            self.context()
+
+    @property
+    def host(self) -> str:
+        """The host's name or address, without the brackets of IPv6."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> str:
+        """The port, as text."""
+        return self.address.rpartition(":")[2]
+
+    def context(self) -> ssl.SSLContext:
+        """Return a context that verifies the coordinator; ConfigError for an unusable CA file."""
+        try:
+            return ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        except (OSError, ssl.SSLError):
+            raise ConfigError(
+                f"CA file {self.ca} can't be read as a PEM certificate; "
+                "give the coordinator's ca.pem as --ca"
+            ) from None
+
+
+def probe(endpoint: Endpoint) -> None:
+    """Ask the coordinator whether it is there.
+
+    Raises:
+        NotThereError: if trying again may help.
+        ConnectionRefusedByPeerError: if only a person can help.
+    """
+    port = int(endpoint.port)
+    client: http.client.HTTPConnection
+    if endpoint.insecure:
+        client = http.client.HTTPConnection(endpoint.host, port, timeout=PROBE_TIMEOUT_S)
+    else:
+        client = http.client.HTTPSConnection(
+            endpoint.host, port, timeout=PROBE_TIMEOUT_S, context=endpoint.context()
+        )
+    try:
+        client.request("GET", "/health")
+        status = client.getresponse().status
+    except ssl.SSLCertVerificationError as error:
+        raise ConnectionRefusedByPeerError(_certificate_problem(endpoint, error)) from None
+    except ssl.SSLError as error:
+        raise ConnectionRefusedByPeerError(
+            f"{endpoint.address} does not speak TLS 1.2 or later ({error.reason}); check the port, "
+            "and that the coordinator runs with --tls"
+        ) from None
+    except http.client.HTTPException:
+        hint = "it may expect TLS: give --ca instead of --insecure" if endpoint.insecure else ""
+        raise ConnectionRefusedByPeerError(
+            f"{endpoint.address} does not answer as a coordinator; {hint or 'check the address'}"
+        ) from None
+    except OSError as error:
+        raise NotThereError(error.strerror or str(error) or type(error).__name__) from None
+    finally:
+        client.close()
+    if status >= 500:
+        raise NotThereError(f"it answered {status}")
+    if status != 200:
+        raise ConnectionRefusedByPeerError(
+            f"{endpoint.address} answered {status}: no coordinator listens there; check the address"
+        )
+
+
+def _certificate_problem(endpoint: Endpoint, error: ssl.SSLCertVerificationError) -> str:
+    where = f"the coordinator at {endpoint.address}"
+    if error.verify_code in _OTHER_NAME:
+        return (
+            f"{where} has a certificate for another name; use a name that it holds, "
+            f"or make one with: python -m server certificates --host {endpoint.host}"
+        )
+    if error.verify_code in _OUT_OF_DATE:
+        return f"{where} has a certificate that is out of date; make a new one, or set the clock"
+    trusted = f"CA file {endpoint.ca}" if endpoint.ca else "the system's authorities"
+    return f"{trusted} did not sign the certificate of {where}; give its own ca.pem as --ca"
+
+
+def wait_for_coordinator(
+    endpoint: Endpoint,
+    *,
+    timeout_s: float,
+    report: Report,
+    attempt: Callable[[Endpoint], None] = probe,
+) -> None:
+    """Try until the coordinator is there; report each new reason why it is not.
+
+    Raises:
+        ConnectionRefusedByPeerError: after `timeout_s` seconds, or at once where waiting is no use.
+    """
+    end, pause, last = time.monotonic() + timeout_s, PAUSE_S[0], ""
+    while True:
+        try:
+            return attempt(endpoint)
+        except NotThereError as reason:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise ConnectionRefusedByPeerError(
+                    f"the coordinator at {endpoint.address} was not there for {timeout_s:g} s "
+                    f"({reason}); start it, check the address, or raise --connect-timeout"
+                ) from None
+            if str(reason) != last:
+                last = str(reason)
+                report(f"the coordinator at {endpoint.address} is not there ({last}); trying again")
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, PAUSE_S[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What to send back, and whether it is the last: then `error` says why, None for a good end."""
+
+    payload: bytes
+    last: bool = False
+    error: CrossrecError | None = None
+
+
+def answer(handle: Handler, payload: bytes) -> Answer:
+    """Return a platform's answer to one frame; whatever goes wrong, only a code leaves it.
+
+    A refusal and the end of the run are recognised here. A CrossrecError raised by `handle` is a
+    mistake that its operator must mend, so it ends the platform; any other exception is a fault of
+    ours, which is logged and answered, and the platform stays.
+    """
+    try:
+        message = decode(payload)
+    except OtherVersionError as error:
+        return Answer(payload=_failure(FailureCode.OTHER_VERSION), last=True, error=error)
+    except WireError:
+        _LOG.exception("a malformed frame of %d bytes came", len(payload))
+        return Answer(payload=_failure(FailureCode.MALFORMED))
+    if isinstance(message, Refuse):
+        refused = ConnectionRefusedByPeerError(f"the coordinator refused: {message.reason}")
+        return Answer(payload=encode(Ack()), last=True, error=refused)
+    try:
+        return Answer(payload=handle(payload), last=isinstance(message, Finish))
+    except CrossrecError as error:
+        code = FailureCode.PLAN_REFUSED if isinstance(message, Welcome) else FailureCode.INTERNAL
+        return Answer(payload=_failure(code), last=True, error=error)
+    except Exception:
+        _LOG.exception("%s could not be answered", type(message).__name__)
+        return Answer(payload=_failure(FailureCode.INTERNAL))
+
+
+def _failure(code: FailureCode) -> bytes:
+    return encode(Failure(code=code))

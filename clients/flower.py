@@ -1,0 +1,337 @@
+"""A platform's only contact with Flower: its fleet interface carries bytes to our own handler.
+
+Only code installed here runs: a bundle is never asked for. Flower's own connection loop is not
+used, since it ends the process by itself and swallows errors; its HTTP client is, which is a
+private part, so the version is pinned exactly and
+`tests/transport/test_flower_contract.py` fails loudly when one of them changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import httpx
+
+from clients.connection import Endpoint, Handler, Report, answer, wait_for_coordinator
+from crossrec_model.errors import ConfigError, ConnectionRefusedByPeerError, CrossrecError
+
+FLOWER_VERSION: Final = "1.41.0"
+if (_installed := importlib.metadata.version("flwr")) != FLOWER_VERSION:
+    raise ConfigError(
+        f"flwr {_installed} is installed, crossrec needs exactly {FLOWER_VERSION}; "
+        f"run: pip install flwr=={FLOWER_VERSION}"
+    )
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+with warnings.catch_warnings():
+    # Flower's typer imports a name from click that click 8.4 calls deprecated.
+    warnings.filterwarnings("ignore", r"'click\.", DeprecationWarning)
+    from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+    from flwr.app.message import remove_content_from_message
+    from flwr.clientapp import ClientApp
+    from flwr.common.serde import message_from_proto, message_to_proto
+    from flwr.proto import fleet_pb2 as fleet
+    from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+    from flwr.proto.node_pb2 import Node
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        get_object_tree,
+        iterate_object_tree,
+        no_object_id_recompute,
+    )
+    from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+        make_pull_object_fn_protobuf,
+        make_push_object_fn_protobuf,
+    )
+    from flwr.supercore.inflatable.inflatable_utils import (
+        ObjectPullError,
+        ObjectPushError,
+        inflate_object_from_contents,
+        pull_objects,
+        push_objects,
+    )
+    from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+#: The shortest interval that Flower allows; a node counts as gone after twice as long.
+HEARTBEAT_S: Final = 10.0
+#: Heartbeats go out more often than promised, so that one lost on the way costs nothing.
+BEAT_EVERY_S: Final = 3.0
+#: An idle platform polls at 5% of the time it has been idle, between these bounds (seconds).
+POLL_S: Final = (0.02, 0.5)
+#: A call that fails on the way is repeated for this long before the connection counts as lost.
+PATIENCE_S: Final = 10.0
+GOODBYE_S: Final = 2.0
+_KEY, _ARRAY, _STYPE = "crossrec", "frame", "crossrec.bytes"
+_LOG = logging.getLogger("crossrec.platform")
+Response = TypeVar("Response")
+
+
+class _LostError(Exception):
+    """The connection is gone, or the coordinator does not know this node any more."""
+
+
+def client_app(handle: Handler, ended: Callable[[CrossrecError | None], None]) -> ClientApp:
+    """Return an ordinary Flower ClientApp around a handler of frames.
+
+    `ended` is called when an answer was the platform's last, with the error that ended it if any.
+    """
+    application = ClientApp()
+
+    @application.train()
+    def on_message(message: Message, _context: Context) -> Message:
+        reply = answer(handle, _frame(message))
+        if reply.last:
+            ended(reply.error)
+        return _reply(reply.payload, message)
+
+    return application
+
+
+def _frame(message: Message) -> bytes:
+    """Return the bytes in a message, none if it is not one of ours. Nothing is deserialised."""
+    record = message.content.get(_KEY)
+    array = record.get(_ARRAY) if isinstance(record, ArrayRecord) else None
+    return array.data if array is not None and array.stype == _STYPE else b""
+
+
+def _reply(payload: bytes, message: Message) -> Message:
+    """Wrap bytes so that Flower sends them in pieces (an array record's are cut at 5 MiB)."""
+    array = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
+    return Message(RecordDict({_KEY: ArrayRecord({_ARRAY: array})}), reply_to=message)
+
+
+#: For a company's own Flower federation; see `tool.flwr.app.components` in pyproject.toml.
+app = ClientApp()
+_handlers: dict[int, Handler] = {}
+
+
+@app.train()
+def on_message(message: Message, context: Context) -> Message:
+    """Answer one frame with the platform that the node's configuration describes."""
+    if context.node_id not in _handlers:
+        platform = importlib.import_module("clients.platform")
+        settings = {name: str(value) for name, value in context.node_config.items()}
+        _handlers[context.node_id] = platform.handler_from(settings)
+    reply = answer(_handlers[context.node_id], _frame(message))
+    if reply.error is not None:
+        _LOG.error("%s", reply.error)
+    return _reply(reply.payload, message)
+
+
+class _End:
+    """Whether the platform has given its last answer, and the error that ended it."""
+
+    def __init__(self) -> None:
+        self.reached, self.error = False, None  # type: bool, CrossrecError | None
+
+    def __call__(self, error: CrossrecError | None) -> None:
+        self.reached, self.error = True, error
+
+
+def serve(
+    handle: Handler,
+    *,
+    address: str,
+    ca: Path | None = None,
+    insecure: bool = False,
+    connect_timeout_s: float = 60.0,
+    report: Report = print,
+) -> None:
+    """Answer the coordinator's frames with `handle` until the run is finished.
+
+    A coordinator that goes away is waited for again, `connect_timeout_s` seconds at a time;
+    `report` gets a line each time. Blocks; KeyboardInterrupt passes through after a goodbye.
+
+    Raises:
+        ConfigError: for an address or CA file that can't be used.
+        ConnectionRefusedByPeerError: if the coordinator is not there, is not the one that `ca`
+            vouches for, or refuses this platform.
+        CrossrecError: whatever `handle` raised of that kind; the coordinator got a code.
+    """
+    _quiet_libraries()
+    endpoint = Endpoint(address=address, ca=ca, insecure=insecure)
+    end = _End()
+    application = client_app(handle, end)
+    while not end.reached:
+        wait_for_coordinator(endpoint, timeout_s=connect_timeout_s, report=report)
+        try:
+            with _session(endpoint) as session:
+                report(f"connected to the coordinator at {endpoint.address}")
+                session.work(application, end)
+        except _LostError as reason:
+            if not end.reached:
+                report(f"lost the coordinator at {endpoint.address} ({reason}); reconnecting")
+        except httpx.HTTPStatusError as error:
+            raise ConnectionRefusedByPeerError(
+                f"the coordinator at {endpoint.address} does not register this platform "
+                f"({error.response.status_code}); install the coordinator's version of crossrec"
+            ) from None
+    if end.error is not None:
+        raise end.error
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' lines out of the user's output; ours go where logging sends them."""
+    for name in ("flwr", "httpx", "httpcore"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.NullHandler()]
+        logger.propagate = False
+
+
+@contextlib.contextmanager
+def _session(endpoint: Endpoint) -> Iterator[_Session]:
+    """Register a new node for the time of the context, and keep its heart beating."""
+    private, public = generate_key_pairs()
+    authority = endpoint.ca.read_bytes() if endpoint.ca else None
+    with FleetHttpClient.from_server_address(
+        endpoint.address,
+        endpoint.insecure,
+        authority,
+        interceptors=[NodeAuthHttpInterceptor(private, public)],
+    ) as client:
+        session = _Session(client, public_key_to_bytes(public))
+        stop = threading.Event()
+        threading.Thread(target=session.beat, args=(stop,), daemon=True).start()
+        try:
+            yield session
+        finally:
+            stop.set()
+            goodbye = threading.Thread(target=session.leave, daemon=True)
+            goodbye.start()
+            # A coordinator that hangs must not keep the user's Ctrl-C waiting.
+            goodbye.join(GOODBYE_S)
+
+
+class _Session:
+    """One registered node."""
+
+    def __init__(self, client: FleetHttpClient, public_key: bytes) -> None:
+        self._client = client
+        self._call(client.RegisterNode, fleet.RegisterNodeFleetRequest(public_key=public_key))
+        request = fleet.ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_S)
+        self._node = Node(node_id=self._call(client.ActivateNode, request).node_id)
+
+    def _call(self, method: Callable[[Any], Response], request: Any) -> Response:
+        """Call the coordinator; repeat what fails on the way, give up on what it refuses."""
+        end, pause = time.monotonic() + PATIENCE_S, 0.1
+        while True:
+            try:
+                return method(request)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code < 500:
+                    raise
+                reason = f"it answered {error.response.status_code}"
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+            if time.monotonic() + pause > end:
+                raise _LostError(reason)
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    def work(self, application: ClientApp, end: _End) -> None:
+        """Answer messages until the end is reached."""
+        idle_since = time.monotonic()
+        while not end.reached:
+            try:
+                received = self._receive()
+                if received is not None:
+                    self._answer(application, *received)
+                    idle_since = time.monotonic()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                    raise _LostError("it does not know this node any more") from None
+                # The run that the message belonged to is over: the answer is of no use.
+                _LOG.warning("an answer was not taken: %s", error)
+            except (ObjectPullError, ObjectPushError) as error:
+                _LOG.warning("a message was withdrawn: %s", error)
+            idle = time.monotonic() - idle_since
+            time.sleep(min(POLL_S[1], max(POLL_S[0], 0.05 * idle)))
+
+    def _receive(self) -> tuple[Message, int] | None:
+        """Return the next message in full and its run, None if there is none."""
+        request = fleet.PullMessagesRequest(node=self._node)
+        response = self._call(self._client.PullMessages, request)
+        if not response.messages_list:
+            return None
+        head = message_from_proto(response.messages_list[0])
+        run_id, message_id = head.metadata.run_id, head.metadata.message_id
+        tree: ObjectTree = response.message_object_trees[0]
+        contents = pull_objects(
+            [branch.object_id for branch in iterate_object_tree(tree)],
+            make_pull_object_fn_protobuf(
+                lambda r: self._call(self._client.PullObject, r), self._node, run_id
+            ),
+            initial_backoff=0.02,
+            backoff_cap=0.5,
+            max_time=60.0,
+        )
+        confirmation = ConfirmMessageReceivedRequest(
+            node=self._node, run_id=run_id, message_object_id=message_id
+        )
+        self._call(self._client.ConfirmMessageReceived, confirmation)
+        message = inflate_object_from_contents(tree.object_id, contents)
+        if not isinstance(message, Message):
+            return None
+        message.metadata.__dict__["_message_id"] = message_id
+        return message, run_id
+
+    def _answer(self, application: ClientApp, message: Message, run_id: int) -> None:
+        """Run the application on a message and send its reply."""
+        context = Context(
+            run_id=run_id,
+            node_id=self._node.node_id,
+            node_config={},
+            state=RecordDict(),
+            run_config={},
+        )
+        started = time.monotonic()
+        reply = application(message=message, context=context)
+        seconds = time.monotonic() - started
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with no_object_id_recompute():
+            request = fleet.PushMessagesRequest(
+                node=self._node,
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[get_object_tree(reply)],
+                clientapp_runtime_list=[seconds],
+            )
+            objects = get_all_nested_objects(reply)
+            response = self._call(self._client.PushMessages, request)
+            push_objects(
+                objects,
+                make_push_object_fn_protobuf(
+                    lambda r: self._call(self._client.PushObject, r),
+                    self._node,
+                    run_id,
+                    response.session_id,
+                ),
+                object_ids_to_push=set(response.objects_to_push),
+            )
+
+    def beat(self, stop: threading.Event) -> None:
+        """Say that we live until told to stop; a failure shows in the main thread's own calls."""
+        request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
+        while not stop.wait(BEAT_EVERY_S):
+            with contextlib.suppress(httpx.HTTPError, ValueError, RuntimeError):
+                self._client.SendNodeHeartbeat(request)
+
+    def leave(self) -> None:
+        """Tell the coordinator that this node goes."""
+        node_id = self._node.node_id
+        with contextlib.suppress(httpx.HTTPError, ValueError, RuntimeError):
+            self._client.DeactivateNode(fleet.DeactivateNodeRequest(node_id=node_id))
+            self._client.UnregisterNode(fleet.UnregisterNodeFleetRequest(node_id=node_id))

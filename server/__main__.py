@@ -1,0 +1,144 @@
+"""The coordinator's command line: `python -m server`, `python -m server certificates`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from crossrec_model.config import Plan
+from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.wire.codec import FloatVector
+from server.tls import TlsFiles, make_certificates
+
+InitialModel = Callable[[Plan], FloatVector]
+
+
+class Stopped(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(arguments: Sequence[str], *, initial: InitialModel | None = None) -> int:
+    """Run the command line and return the exit code: 0, 2 for a refusal, 128 + signal.
+
+    `initial` makes the first model of a plan; the default is `parameters.initial_vector`.
+    """
+    try:
+        if arguments[:1] == ["certificates"]:
+            return _certificates(arguments[1:])
+        return _serve(_parser().parse_args(arguments), initial)
+    except CrossrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        print("stopped; the state is saved: go on with --resume", flush=True)
+        return 128 + stopped.number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="The coordinator of a federation. "
+        "`python -m server certificates --help` makes its TLS files.",
+    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    add("--port", type=int, default=9092, help="port, 0 for any free one (default %(default)s)")
+    add("--state", type=Path, required=True, help="folder for checkpoints and log file")
+    add("--platforms", type=int, help="platforms to wait for (default: the plan's min_platforms)")
+    add("--rounds", type=int, help="rounds to run (default: the plan's)")
+    add("--plan", type=Path, help="the plan, a TOML file (default: the built-in plan)")
+    add("--evaluate-every", type=int, default=1, metavar="N", help="0: never (default %(default)s)")
+    add("--wait", type=float, default=float("inf"), metavar="S", help="give up waiting after S s")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --state")
+    secure = parser.add_mutually_exclusive_group()
+    secure.add_argument("--tls", type=Path, help="folder with ca.pem, server.pem and server.key")
+    secure.add_argument("--insecure", action="store_true", help="plain HTTP: for experiments only")
+    return parser
+
+
+def _certificates(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m server certificates")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        help="name or address of the coordinator (repeatable)",
+    )
+    options = parser.parse_args(arguments)
+    files = make_certificates(options.out, options.host)
+    print(f"wrote {files.certificate} and {files.key}; give every platform {files.ca}")
+    return 0
+
+
+def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
+    tls = _tls(options)
+    plan = Plan.from_toml(options.plan) if options.plan else None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    # Slow to import, so only once the options are known to be good.
+    from server.checkpoint import CheckpointStore, state_folder
+    from server.federation import RunOptions, coordinate, starting_point
+    from server.journal import keep_journal
+    from server.listener import bind, serving
+
+    with state_folder(options.state) as state, bind(options.host, options.port) as listener:
+        if initial is None:
+            from crossrec_model.parameters import initial_vector
+
+            initial = initial_vector
+        start = starting_point(
+            CheckpointStore(state),
+            plan,
+            initial=initial,
+            resume=options.resume,
+            rounds=options.rounds,
+        )
+        platforms = options.platforms or start.plan.federation.min_platforms
+        run = RunOptions(
+            platforms=platforms, evaluate_every=options.evaluate_every, wait_s=options.wait
+        )
+        from server.flower import Link
+
+        keep_journal(state / "coordinator.log")
+        link = Link()
+        with serving(link.application, listener, tls), link.courier() as courier:
+            scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
+            print(f"coordinator on {scheme}://{options.host}:{port}", flush=True)
+            end = coordinate(courier, state, start, run)
+    print(f"finished after round {end.round}; the model is in {state / 'checkpoints'}", flush=True)
+    return 0
+
+
+def _tls(options: argparse.Namespace) -> TlsFiles | None:
+    if options.insecure:
+        print("warning: plain HTTP, anyone on the way can read and change all messages", flush=True)
+        return None
+    if options.tls is None:
+        raise ConfigError(
+            "--tls is missing; make the files with: "
+            "python -m server certificates --out tls --host NAME, then add --tls tls"
+        )
+    files = TlsFiles.in_folder(options.tls)
+    files.check()
+    return files
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    # A second signal while we clean up would only lose what is being saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,246 @@
+"""The whole run: wait for platforms, hand out the plan, rounds, evaluation, finish."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from crossrec_model.config import Plan
+from crossrec_model.errors import FederationError
+from crossrec_model.wire.codec import FloatVector
+from crossrec_model.wire.messages import Finish, encode
+from server.admission import Admission
+from server.checkpoint import Checkpoint, CheckpointStore, RoundRecord
+from server.courier import Courier, NodeId
+from server.optimizer import initial_state
+from server.progress import Progress, progress_for
+from server.round import CohortTooSmallError, ModelVersion, Outcome, RoundRunner
+
+#: How often the coordinator looks for new platforms while it waits.
+LOOK_EVERY_S: Final = 0.1
+FINISH_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the coordinator's operator runs a plan.
+
+    `platforms` are waited for before the first round; afterwards a round needs the plan's
+    `min_platforms`, or `platforms` where that is fewer. `wait_s` bounds every wait, in seconds.
+    """
+
+    platforms: int
+    evaluate_every: int = 1
+    wait_s: float = float("inf")
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("platforms", self.platforms, 1),
+            ("evaluate_every", self.evaluate_every, 0),
+        ):
+            if value < least:
+                raise FederationError(f"{name} is {value}; at least {least} is needed")
+        if not self.wait_s > 0:
+            raise FederationError(f"wait_s is {self.wait_s}; it must be above 0")
+
+
+def fresh_start(plan: Plan, parameters: FloatVector) -> Checkpoint:
+    """Return the checkpoint before the first round, with a new run id."""
+    return Checkpoint(
+        run=secrets.token_bytes(16),
+        plan=plan,
+        round=0,
+        parameters=parameters,
+        optimizer=initial_state(plan.federation, len(parameters)),
+        history=(),
+    )
+
+
+class Federation:
+    """Drives one run over a courier; `save` is called with every new checkpoint."""
+
+    def __init__(
+        self,
+        courier: Courier,
+        start: Checkpoint,
+        options: RunOptions,
+        *,
+        save: Callable[[Checkpoint], object],
+        progress: Progress,
+    ) -> None:
+        self._courier, self._options = courier, options
+        self._save, self._progress = save, progress
+        self._config = start.plan.federation
+        self._least = min(self._config.min_platforms, options.platforms)
+        self._checkpoint = start
+        self._admission = Admission(
+            courier,
+            session=secrets.token_bytes(16),
+            plan=start.plan.to_json(),
+            dimension=len(start.parameters),
+            timeout_s=self._config.round_timeout_s,
+            note=progress.note,
+        )
+
+    def run(self) -> Checkpoint:
+        """Run all rounds that are left and return the last checkpoint.
+
+        Raises:
+            FederationError: if the platforms needed don't come within `wait_s` seconds, or the
+                model diverges. The last checkpoint saved is whole.
+        """
+        self._save(self._checkpoint)
+        needed = self._options.platforms
+        while self._checkpoint.round < self._config.rounds:
+            seats = self._wait_for(needed)
+            needed = self._least
+            try:
+                self._round(self._runner(), seats)
+            except CohortTooSmallError as error:
+                self._progress.note(f"round {self._checkpoint.round + 1} is repeated: {error}")
+                # A platform that fails at once must not be asked in a tight loop.
+                time.sleep(min(1.0, self._options.wait_s))
+        self._finish()
+        return self._checkpoint
+
+    def _runner(self) -> RoundRunner:
+        agreed = self._admission.agreed
+        if agreed is None:
+            raise FederationError("no platform accepted the plan; look at the platforms' output")
+        return RoundRunner(
+            courier=self._courier, config=self._config, agreed=agreed, least=self._least
+        )
+
+    def _wait_for(self, needed: int) -> dict[str, NodeId]:
+        """Return the seats online once at least `needed` are."""
+        end = time.monotonic() + self._options.wait_s
+        seats = self._admission.seats()
+        while len(seats) < needed:
+            self._progress.waiting(tuple(seats), needed)
+            if time.monotonic() > end:
+                here = ", ".join(seats) or "none"
+                raise FederationError(
+                    f"{len(seats)} of {needed} platforms came within {self._options.wait_s:g} s "
+                    f"(here: {here}); start the others, then start again with --resume"
+                )
+            time.sleep(LOOK_EVERY_S)
+            seats = self._admission.seats()
+        return seats
+
+    def _round(self, runner: RoundRunner, seats: dict[str, NodeId]) -> None:
+        """Train, evaluate, save: in that order, so that a saved round is a finished one."""
+        before = self._checkpoint
+        number = before.round + 1
+        self._progress.round_started(number, self._config.rounds, tuple(seats))
+        model = ModelVersion(
+            run=before.run,
+            round=before.round,
+            parameters=before.parameters,
+            optimizer=before.optimizer,
+        )
+        following, trained = runner.train(model, seats)
+        self._report_lost(trained)
+        evaluated = self._evaluate(runner, following, seats)
+        record = RoundRecord(
+            round=number,
+            platforms=trained.contributors,
+            seconds=trained.seconds,
+            training=trained.metrics,
+            evaluation=evaluated,
+        )
+        self._checkpoint = replace(
+            before,
+            round=number,
+            parameters=following.parameters,
+            optimizer=following.optimizer,
+            history=(*before.history, record),
+        )
+        self._save(self._checkpoint)
+        self._progress.round_finished(record, self._config.rounds)
+
+    def _evaluate(
+        self, runner: RoundRunner, model: ModelVersion, seats: dict[str, NodeId]
+    ) -> dict[str, float]:
+        """Return the validation metrics where they are due; a failed evaluation costs no round."""
+        every = self._options.evaluate_every
+        due = every and (model.round % every == 0 or model.round == self._config.rounds)
+        if not due or not runner.agreed.evaluation_metrics:
+            return {}
+        try:
+            outcome = runner.evaluate(model, seats)
+        except FederationError as error:
+            self._progress.note(f"round {model.round} was not evaluated: {error}")
+            return {}
+        self._report_lost(outcome)
+        return outcome.metrics
+
+    def _report_lost(self, outcome: Outcome) -> None:
+        for platform, reason in sorted(outcome.lost.items()):
+            self._progress.note(f"platform {platform} was left out: {reason}")
+
+    def _finish(self) -> None:
+        """Hand the final model to every platform that is here."""
+        last = self._checkpoint
+        message = Finish(run=last.run, round=last.round, parameters=last.parameters)
+        seats = self._admission.seats()
+        self._courier.exchange(
+            dict.fromkeys(seats.values(), encode(message)), timeout_s=FINISH_TIMEOUT_S
+        )
+
+
+def coordinate(courier: Courier, state: Path, start: Checkpoint, options: RunOptions) -> Checkpoint:
+    """Run from a starting point, show the progress, save to the state folder; return the end.
+
+    Raises:
+        FederationError: as `Federation.run`.
+    """
+    store = CheckpointStore(state)
+    with progress_for() as progress:
+        return Federation(courier, start, options, save=store.save, progress=progress).run()
+
+
+def starting_point(
+    store: CheckpointStore,
+    plan: Plan | None,
+    *,
+    initial: Callable[[Plan], FloatVector],
+    resume: bool,
+    rounds: int | None = None,
+) -> Checkpoint:
+    """Return the checkpoint to go on from; `rounds` overrides the plan's number of rounds.
+
+    `initial` makes the first model of a plan, float32 [d].
+
+    Raises:
+        FederationError: for a store that holds a run already (without `resume`), or none (with it),
+            or one of another plan.
+    """
+    last = store.latest()
+    if last is None:
+        if resume:
+            raise FederationError("no run to resume in the state folder; start without --resume")
+        fresh = with_rounds(plan or Plan(), rounds)
+        return fresh_start(fresh, initial(fresh))
+    if not resume:
+        raise FederationError(
+            f"the state folder holds a run with {last.round} rounds done; "
+            "add --resume to go on, or give another --state"
+        )
+    if plan is not None and with_rounds(plan, 1) != with_rounds(last.plan, 1):
+        raise FederationError(
+            "the plan differs from the one the run was started with; "
+            "leave out --plan to go on, or give another --state"
+        )
+    target = rounds or (plan.federation.rounds if plan else last.plan.federation.rounds)
+    return replace(last, plan=with_rounds(last.plan, target))
+
+
+def with_rounds(plan: Plan, rounds: int | None) -> Plan:
+    """Return the plan with another number of rounds; None leaves it as it is."""
+    if rounds is None:
+        return plan
+    return replace(plan, federation=replace(plan.federation, rounds=rounds))
