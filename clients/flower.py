@@ -169,7 +169,7 @@ def serve(
     while not end.reached:
         wait_for_coordinator(endpoint, timeout_s=connect_timeout_s, report=report)
         try:
-            with _session(endpoint) as session:
+            with _session(endpoint, report) as session:
                 report(f"connected to the coordinator at {endpoint.address}")
                 session.work(application, end)
         except _LostError as reason:
@@ -193,7 +193,7 @@ def _quiet_libraries() -> None:
 
 
 @contextlib.contextmanager
-def _session(endpoint: Endpoint) -> Iterator[_Session]:
+def _session(endpoint: Endpoint, report: Report) -> Iterator[_Session]:
     """Register a new node for the time of the context, and keep its heart beating."""
     private, public = generate_key_pairs()
     authority = endpoint.ca.read_bytes() if endpoint.ca else None
@@ -203,7 +203,7 @@ def _session(endpoint: Endpoint) -> Iterator[_Session]:
         authority,
         interceptors=[NodeAuthHttpInterceptor(private, public)],
     ) as client:
-        session = _Session(client, public_key_to_bytes(public))
+        session = _Session(client, public_key_to_bytes(public), report)
         stop = threading.Event()
         threading.Thread(target=session.beat, args=(stop,), daemon=True).start()
         try:
@@ -219,15 +219,15 @@ def _session(endpoint: Endpoint) -> Iterator[_Session]:
 class _Session:
     """One registered node."""
 
-    def __init__(self, client: FleetHttpClient, public_key: bytes) -> None:
-        self._client = client
+    def __init__(self, client: FleetHttpClient, public_key: bytes, report: Report) -> None:
+        self._client, self._report = client, report
         self._call(client.RegisterNode, fleet.RegisterNodeFleetRequest(public_key=public_key))
         request = fleet.ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_S)
         self._node = Node(node_id=self._call(client.ActivateNode, request).node_id)
 
     def _call(self, method: Callable[[Any], Response], request: Any) -> Response:
         """Call the coordinator; repeat what fails on the way, give up on what it refuses."""
-        end, pause = time.monotonic() + PATIENCE_S, 0.1
+        end, pause, reported = time.monotonic() + PATIENCE_S, 0.1, False
         while True:
             try:
                 return method(request)
@@ -239,6 +239,9 @@ class _Session:
                 reason = str(error) or type(error).__name__
             if time.monotonic() + pause > end:
                 raise _LostError(reason)
+            if not reported:
+                self._report(f"the coordinator does not answer ({reason}); trying again")
+                reported = True
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
 

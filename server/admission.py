@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from crossrec_model.errors import WireError
@@ -57,6 +57,12 @@ class Admission:
             self._greet(strangers)
             online = self._courier.nodes()
         return self._registry.seated(online)
+
+    def lost(self, nodes: Iterable[NodeId]) -> None:
+        """Leave out nodes that gave no answer until they are heard again."""
+        marks = self._courier.nodes()
+        for node in nodes:
+            self._registry = self._registry.doubt(node, marks.get(node, 0.0))
 
     def _greet(self, strangers: list[NodeId]) -> None:
         named = self._names(strangers)

@@ -102,6 +102,7 @@ class Federation:
                 self._round(self._runner(), seats)
             except CohortTooSmallError as error:
                 self._progress.note(f"round {self._checkpoint.round + 1} is repeated: {error}")
+                self._admission.lost(seats[platform] for platform in error.lost)
                 # A platform that fails at once must not be asked in a tight loop.
                 time.sleep(min(1.0, self._options.wait_s))
         self._finish()
@@ -143,8 +144,9 @@ class Federation:
             optimizer=before.optimizer,
         )
         following, trained = runner.train(model, seats)
-        self._report_lost(trained)
-        evaluated = self._evaluate(runner, following, seats)
+        self._left_out(trained, seats)
+        present = {platform: seats[platform] for platform in trained.contributors}
+        evaluated = self._evaluate(runner, following, present)
         record = RoundRecord(
             round=number,
             platforms=trained.contributors,
@@ -175,12 +177,14 @@ class Federation:
         except FederationError as error:
             self._progress.note(f"round {model.round} was not evaluated: {error}")
             return {}
-        self._report_lost(outcome)
+        self._left_out(outcome, seats)
         return outcome.metrics
 
-    def _report_lost(self, outcome: Outcome) -> None:
+    def _left_out(self, outcome: Outcome, seats: dict[str, NodeId]) -> None:
         for platform, reason in sorted(outcome.lost.items()):
             self._progress.note(f"platform {platform} was left out: {reason}")
+        if outcome.lost:
+            self._admission.lost(seats[platform] for platform in outcome.lost)
 
     def _finish(self) -> None:
         """Hand the final model to every platform that is here."""

@@ -97,8 +97,17 @@ class GridCourier:
         self._serial = 0
 
     def nodes(self) -> dict[NodeId, float]:
-        """Return the nodes online; the mark is the time until which a node counts as online."""
-        return {NodeId(node.node_id): node.online_until for node in self._grid.get_nodes()}
+        """Return the nodes online; the mark is the time until which Flower counts it as online.
+
+        Flower waits for two heartbeat intervals. One is enough here, since our platforms send three
+        heartbeats in each.
+        """
+        now = time.time()
+        return {
+            NodeId(node.node_id): node.online_until
+            for node in self._grid.get_nodes()
+            if node.online_until - now > node.heartbeat_interval
+        }
 
     def exchange(
         self, payloads: Mapping[NodeId, bytes], *, timeout_s: float

@@ -21,11 +21,16 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Registry:
-    """Seats by platform id, and nodes that wait for a seat with the holder's mark at that time."""
+    """Seats by platform id, and what else is known about nodes.
+
+    `waiting` holds nodes that wait for a seat, with the holder's mark at that time; `doubted` holds
+    nodes that gave no answer, with their own mark at that time.
+    """
 
     seats: Mapping[str, NodeId] = field(default_factory=dict)
     waiting: Mapping[NodeId, float] = field(default_factory=dict)
     refused: frozenset[NodeId] = frozenset()
+    doubted: Mapping[NodeId, float] = field(default_factory=dict)
 
     def claim(
         self, platform: str, node: NodeId, marks: Mapping[NodeId, float]
@@ -50,13 +55,25 @@ class Registry:
         """Return the registry in which this node never gets a seat."""
         return replace(self, refused=self.refused | {node})
 
+    def doubt(self, node: NodeId, mark: float) -> Registry:
+        """Return the registry in which this node is left out until its mark exceeds `mark`.
+
+        A platform that was killed would else cost every round its whole time-out.
+        """
+        return replace(self, doubted={**self.doubted, node: mark})
+
     def vacate(self, platform: str) -> Registry:
         """Return the registry without this platform's seat."""
         return replace(self, seats={p: n for p, n in self.seats.items() if p != platform})
 
     def seated(self, online: Mapping[NodeId, float]) -> dict[str, NodeId]:
-        """Return the seats whose node is online, in sorted order of platform id."""
-        return {p: self.seats[p] for p in sorted(self.seats) if self.seats[p] in online}
+        """Return the seats whose node is online and not in doubt, sorted by platform id."""
+        never = float("-inf")
+        return {
+            platform: node
+            for platform, node in sorted(self.seats.items())
+            if node in online and online[node] > self.doubted.get(node, never)
+        }
 
     def strangers(self, online: Mapping[NodeId, float]) -> list[NodeId]:
         """Return the nodes online that neither hold a seat nor were refused one."""

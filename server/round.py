@@ -32,6 +32,14 @@ Answer = TypeVar("Answer", UpdateReply, MetricsReply)
 class CohortTooSmallError(FederationError):
     """Fewer platforms answered than a round needs; the model stays as it was."""
 
+    def __init__(self, answered: int, least: int, lost: Mapping[str, str]) -> None:
+        why = "; ".join(f"{platform}: {reason}" for platform, reason in sorted(lost.items()))
+        super().__init__(
+            f"{answered} platforms answered, at least {least} are needed"
+            + (f" ({why})" if why else "")
+        )
+        self.lost = tuple(sorted(lost))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelVersion:
@@ -160,11 +168,7 @@ class RoundRunner:
         for platform in [p for p, vector in vectors.items() if len(vector) != length]:
             lost[platform] = f"its vector has {len(vectors.pop(platform))} numbers, not {length}"
         if len(vectors) < self.least:
-            why = "; ".join(f"{platform}: {reason}" for platform, reason in sorted(lost.items()))
-            raise CohortTooSmallError(
-                f"{len(vectors)} platforms answered, at least {self.least} are needed"
-                + (f" ({why})" if why else "")
-            )
+            raise CohortTooSmallError(len(vectors), self.least, lost)
         total = np.zeros(length, dtype=np.float64)
         for platform in sorted(vectors):
             total += vectors[platform]

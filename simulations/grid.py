@@ -79,8 +79,8 @@ class LocalGrid(Grid):
         """Return the nodes online; raises the error of a platform that ended with one."""
         if self._errors:
             raise self._errors[0]
-        now = time.time()
-        return [NodeInfo(node_id=node, online_until=now) for node in sorted(self._online)]
+        end = time.time() + 60.0
+        return [NodeInfo(node_id=node, online_until=end) for node in sorted(self._online)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Start work on every message and return their ids."""
