@@ -11,7 +11,7 @@ import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from crossrec_model.errors import ConfigError
 
@@ -19,6 +19,7 @@ Objective = Literal["softmax", "bce", "mse"]
 LocalOptimizer = Literal["adam", "sgd"]
 ServerOptimizer = Literal["fedavg", "fedavgm", "fedadam"]
 Activation = Literal["tanh", "sigmoid", "relu", "identity"]
+RELATIONS: Final = ("self", "category", "brand", "shop", "bought_together")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -39,7 +40,11 @@ class ModelConfig:
     buckets: int = 2**16
     dimension: int = 32
     neighbours: int = 4
-    relations: tuple[str, ...] = ("category", "brand")
+    relations: tuple[str, ...] = ("self", "category", "brand")
+    #: Character n-grams kept of a title.
+    title_grams: int = 6
+    #: Cells a row of the shared popularity sketch.
+    sketch_width: int = 2**17
     graph_layers: int = 1
     tower: tuple[int, ...] = (128, 64, 32, 1)
     activation: Activation = "tanh"
@@ -50,10 +55,12 @@ class ModelConfig:
         _within("model.dimension", self.dimension, 2, 1024)
         _within("model.neighbours", self.neighbours, 0, 64)
         _within("model.graph_layers", self.graph_layers, 0, 3)
+        _within("model.title_grams", self.title_grams, 0, 256)
+        _within("model.sketch_width", self.sketch_width, 16, 2**24)
         _within("model.vector_size", self.vector_size, 0, 65536)
         _one_of("model.activation", self.activation, get_args(Activation))
         for relation in self.relations:
-            _one_of("model.relations", relation, ("category", "brand", "shop", "bought_together"))
+            _one_of("model.relations", relation, RELATIONS)
         if self.tower[0] != 4 * self.dimension or self.tower[-1] != 1 or len(self.tower) < 2:
             raise ConfigError(
                 f"model.tower = {list(self.tower)} must start at 4 x dimension = {4 * self.dimension} "
@@ -67,14 +74,14 @@ class TrainingConfig:
 
     objective: Objective = "bce"
     optimizer: LocalOptimizer = "adam"
-    learning_rate: float = 0.005
+    learning_rate: float = 0.003
     epochs: int = 1
     users_per_step: int = 256
     history: int = 64
     positives: int = 20
-    negatives: int = 100
+    negatives: int = 256
     window_days: float = 28.0
-    recency_days: float = 60.0
+    recency_days: float = 90.0
 
     def __post_init__(self) -> None:
         _one_of("training.objective", self.objective, get_args(Objective))
@@ -113,6 +120,15 @@ class FederationConfig:
         _within("federation.beta1", self.beta1, 0.0, 0.9999)
         _within("federation.beta2", self.beta2, 0.0, 0.9999)
         _within("federation.tau", self.tau, 1e-12, 1.0)
+
+
+def is_statistics_round(number: int, rounds: int) -> bool:
+    """Whether a round (from 1) carries statistics instead of training: the first and the last do.
+
+    The first tells all platforms what is popular before they train; the last refreshes it for
+    serving. Their mean is taken as it is, without the server's optimiser.
+    """
+    return number in (1, rounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +174,16 @@ class Plan:
     def from_document(cls, document: object) -> Plan:
         """Build a plan from plain dictionaries; absent keys take their defaults."""
         table = _table("plan", document)
-        sections = {"model": ModelConfig, "training": TrainingConfig, "federation": FederationConfig}
+        sections = {
+            "model": ModelConfig,
+            "training": TrainingConfig,
+            "federation": FederationConfig,
+        }
         unknown = sorted(set(table) - {*sections, "seed"})
         if unknown:
-            raise ConfigError(f"plan key {unknown[0]!r} is unknown; known: {', '.join(sections)}, seed")
+            raise ConfigError(
+                f"plan key {unknown[0]!r} is unknown; known: {', '.join(sections)}, seed"
+            )
         values: dict[str, Any] = {
             name: _section(name, kind, table.get(name, {})) for name, kind in sections.items()
         }
@@ -183,7 +205,9 @@ def _section(name: str, kind: type[Any], value: object) -> Any:
     for key in table:
         if key not in known:
             raise ConfigError(f"{name}.{key} is unknown; known: {', '.join(known)}")
-    return kind(**{key: _coerce(f"{name}.{key}", known[key].default, v) for key, v in table.items()})
+    return kind(
+        **{key: _coerce(f"{name}.{key}", known[key].default, v) for key, v in table.items()}
+    )
 
 
 def _coerce(name: str, default: object, value: object) -> object:

@@ -41,7 +41,9 @@ class ExperimentRandomness:
 
     def _digest(self) -> bytes:
         # Length-prefixed labels: ("a", "bc") and ("ab", "c") are different streams.
-        text = "".join(f"{type(x).__name__}:{len(str(x))}:{x};" for x in (self._seed, *self._labels))
+        text = "".join(
+            f"{type(x).__name__}:{len(str(x))}:{x};" for x in (self._seed, *self._labels)
+        )
         return hashlib.sha256(b"crossrec/experiment/1;" + text.encode()).digest()
 
 

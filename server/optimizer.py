@@ -70,13 +70,25 @@ def step(
             following = FedAvgM(velocity=direction.astype(np.float32))
         case FedAdam():
             direction, following = _adam(config, state, update)
-    moved = parameters.astype(np.float64) + config.server_lr * direction
-    if not (np.abs(moved) <= np.finfo(np.float32).max).all():
+    try:
+        return plain_mean(parameters, config.server_lr * direction), following
+    except FederationError:
         raise FederationError(
             f"the model diverged under {config.optimizer} with server_lr = {config.server_lr}; "
             "resume from the last checkpoint with a smaller server_lr"
-        )
-    return moved.astype(np.float32), following
+        ) from None
+
+
+def plain_mean(parameters: FloatVector, update: Wide) -> FloatVector:
+    """Return parameters moved by the cohort's mean update, float32 [d].
+
+    Raises:
+        FederationError: if the result holds NaN or an infinity.
+    """
+    moved = parameters.astype(np.float64) + update
+    if not (np.abs(moved) <= np.finfo(np.float32).max).all():
+        raise FederationError("the cohort's mean is not finite; resume from the last checkpoint")
+    return moved.astype(np.float32)
 
 
 def _adam(config: FederationConfig, state: FedAdam, update: Wide) -> tuple[Wide, FedAdam]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from crossrec_model.config import FederationConfig
+from crossrec_model.config import FederationConfig, is_statistics_round
 from crossrec_model.errors import FederationError, WireError
 from crossrec_model.wire.codec import FloatVector
 from crossrec_model.wire.contribution import mean_of
@@ -24,7 +24,7 @@ from crossrec_model.wire.messages import (
     encode,
 )
 from server.courier import Courier, Lost, NodeId
-from server.optimizer import OptimizerState, step
+from server.optimizer import OptimizerState, plain_mean, step
 
 Answer = TypeVar("Answer", UpdateReply, MetricsReply)
 
@@ -82,7 +82,8 @@ class RoundRunner:
         4. The vectors are added in sorted order of platform id, in float64, so that the sum does
            not depend on who answered first. Nothing but the sum is used from here on.
         5. The sum is divided by its total weight: the cohort's mean update and mean metrics.
-        6. The server's optimiser takes one step, which gives the next model version.
+        6. The server's optimiser takes one step, which gives the next model version. In a
+           statistics round the mean is taken as it is.
 
         Raises:
             CohortTooSmallError: see step 3.
@@ -101,7 +102,10 @@ class RoundRunner:
         vectors = {platform: reply.contribution for platform, reply in answers.items()}
         total = self._sum(vectors, length, lost)
         mean = mean_of(total, self.agreed.dimension)
-        parameters, state = step(self.config, model.optimizer, model.parameters, mean.update)
+        if is_statistics_round(number, self.config.rounds):
+            parameters, state = plain_mean(model.parameters, mean.update), model.optimizer
+        else:
+            parameters, state = step(self.config, model.optimizer, model.parameters, mean.update)
         following = ModelVersion(
             run=model.run, round=number, parameters=parameters, optimizer=state
         )

@@ -1,0 +1,102 @@
+"""Named shared parameters ↔ one flat vector: the unit of exchange.
+
+The vector is [trained parameters, statistics]. Private parameters have no place in it: they belong to
+another object (`clients.private`) and can't be packed by mistake.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from crossrec_model.config import ModelConfig, Plan
+from crossrec_model.data.items import SKETCH_ROWS
+from crossrec_model.data.users import USER_NUMBERS
+from crossrec_model.errors import WireError
+from crossrec_model.network import Network
+from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.statistics import Statistics
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor lies in the vector of a model."""
+
+    model: ModelConfig
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Trained tensors by name, in the order of the vector."""
+        with torch.device("meta"):
+            network = Network(self.model)
+        return {name: tuple(p.shape) for name, p in network.named_parameters()}
+
+    @cached_property
+    def trained(self) -> int:
+        """Length of the trained part, the first of the vector; the server's optimiser moves it."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def size(self) -> int:
+        """Length of the whole vector."""
+        return self.trained + SKETCH_ROWS * self.model.sketch_width + 2 * len(USER_NUMBERS)
+
+    def pack(self, network: Network, statistics: Statistics) -> Vector:
+        """Return the vector float32 [size] of a network and its statistics."""
+        parts = [p.detach().cpu().numpy().ravel() for _, p in network.named_parameters()]
+        tail = (statistics.sketch, statistics.mean, statistics.square)
+        return np.concatenate([*parts, *tail]).astype(np.float32)
+
+    def unpack(self, vector: Vector, device: torch.device) -> tuple[Network, Statistics]:
+        """Return a new network and the statistics held in a vector float32 [size].
+
+        Raises:
+            WireError: if the vector has another length.
+        """
+        if vector.shape != (self.size,):
+            raise WireError(
+                f"the model has {len(vector)} numbers, the plan's network {self.size}; "
+                "use the plan that the model was trained with"
+            )
+        network, position = Network(self.model).to(device), 0
+        with torch.no_grad():
+            for parameter in network.parameters():
+                part = vector[position : position + parameter.numel()]
+                parameter.copy_(torch.from_numpy(part.copy()).view_as(parameter))
+                position += parameter.numel()
+        cells = SKETCH_ROWS * self.model.sketch_width
+        tail = vector[self.trained :]
+        mean, square = np.split(tail[cells:], 2)
+        return network, Statistics(
+            sketch=tail[:cells].copy(), mean=mean.copy(), square=square.copy()
+        )
+
+
+def initial_network(model: ModelConfig, stream: ExperimentRandomness) -> Network:
+    """A network with weights drawn from a named stream."""
+    network = Network(model)
+    network.reset(stream.child("initial weights").torch())
+    return network
+
+
+def no_statistics(model: ModelConfig) -> Statistics:
+    """Statistics before anything is known."""
+    zeros = np.zeros(len(USER_NUMBERS), dtype=np.float32)
+    return Statistics(
+        sketch=np.zeros(SKETCH_ROWS * model.sketch_width, dtype=np.float32),
+        mean=zeros,
+        square=zeros,
+    )
+
+
+def initial_vector(plan: Plan) -> Vector:
+    """The shared vector float32 [size] before the first round; the same for the same plan."""
+    network = initial_network(plan.model, ExperimentRandomness(plan.seed))
+    return Layout(plan.model).pack(network, no_statistics(plan.model))
