@@ -12,12 +12,15 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import sparse
 
 from crossrec_model.errors import DataError
+from crossrec_model.evaluation.baselines import Ease, ItemKnn, Popularity
 from crossrec_model.evaluation.charts import Curve, curve_chart, interval_chart
 from crossrec_model.evaluation.comparison import AVERAGE, BootstrapConfig, Estimate
 from crossrec_model.evaluation.findings import find
 from crossrec_model.evaluation.markdown import escaped, markdown
+from crossrec_model.evaluation.metrics import binary
 from crossrec_model.evaluation.report import (
     PlatformFacts,
     Report,
@@ -27,9 +30,17 @@ from crossrec_model.evaluation.report import (
     installed_versions,
     write_report,
 )
-from crossrec_model.evaluation.results import ALL_PURCHASES, FIRST_TIME, Group, Result
+from crossrec_model.evaluation.results import (
+    ALL_PURCHASES,
+    FIRST_TIME,
+    Group,
+    Result,
+    measure,
+    purchase_views,
+)
 from crossrec_model.evaluation.summary import Verdict, summarise, tiles
 from crossrec_model.evaluation.terminal import print_report
+from crossrec_model.evaluation.variety import category_features
 from crossrec_model.evaluation.wording import interval, joined, metric_name, number, signed
 
 ROWS = {"popularity": 0.2, "item-kNN": 0.3, "EASE": 0.31, "local": 0.4, "pooled": 0.5}
@@ -390,3 +401,31 @@ def test_wording() -> None:
         "AUC",
     )
     assert escaped("a\n|<b>") == r"a \|\<b\>"
+
+
+def test_whole_line_from_purchases_to_the_files(tmp_path: Path) -> None:
+    measured = []
+    for platform, seed in (("A", 1), ("B", 2)):
+        rng = np.random.default_rng(seed)
+        taste = rng.gamma(0.3, 1.0, size=(4, 30))[rng.integers(4, size=80)]  # [users, items]
+        history = sparse.csr_array(rng.poisson(taste))
+        views = purchase_views(
+            platform=platform,
+            users=np.arange(80),
+            history=history,
+            purchases=sparse.csr_array(rng.poisson(taste)),
+            item_features=category_features([("shop", f"aisle {item % 5}") for item in range(30)]),
+            buyers=np.asarray(binary(history).sum(axis=0)),
+            population=80,
+        )
+        baselines = {"popularity": Popularity(), "item-kNN": ItemKnn(), "EASE": Ease(l2=10.0)}
+        for row, baseline in baselines.items():
+            scores = baseline.fit(history).scores(history)
+            measured += [measure(scores, view, row=row) for view in views]
+    report = built(measured)
+    write_report(report, tmp_path)
+    # Four groups of taste: knowing the user must beat popularity by far.
+    popular = report.findings.estimate(ALL_PURCHASES, "popularity", AVERAGE)
+    for row in ("item-kNN", "EASE"):
+        assert report.findings.estimate(ALL_PURCHASES, row, AVERAGE).low > popular.high
+    assert json.loads((tmp_path / "report.json").read_text())["summary"]["verdict"] == "missing"
