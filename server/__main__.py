@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -83,8 +84,16 @@ def _certificates(arguments: Sequence[str]) -> int:
 def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
     tls = _tls(options)
     plan = Plan.from_toml(options.plan) if options.plan else None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    with _stoppable():
+        return _coordinate(options, plan, tls, initial)
+
+
+def _coordinate(
+    options: argparse.Namespace,
+    plan: Plan | None,
+    tls: TlsFiles | None,
+    initial: InitialModel | None,
+) -> int:
     # Slow to import, so only once the options are known to be good.
     from server.checkpoint import CheckpointStore, state_folder
     from server.federation import RunOptions, coordinate, starting_point
@@ -103,7 +112,8 @@ def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
             resume=options.resume,
             rounds=options.rounds,
         )
-        platforms = options.platforms or start.plan.federation.min_platforms
+        least = start.plan.federation.min_platforms
+        platforms = least if options.platforms is None else options.platforms
         run = RunOptions(
             platforms=platforms, evaluate_every=options.evaluate_every, wait_s=options.wait
         )
@@ -131,6 +141,19 @@ def _tls(options: argparse.Namespace) -> TlsFiles | None:
     files = TlsFiles.in_folder(options.tls)
     files.check()
     return files
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Stopped` while the context lasts."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

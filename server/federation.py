@@ -239,8 +239,8 @@ def starting_point(
             "the plan differs from the one the run was started with; "
             "leave out --plan to go on, or give another --state"
         )
-    target = rounds or (plan.federation.rounds if plan else last.plan.federation.rounds)
-    return replace(last, plan=with_rounds(last.plan, target))
+    wanted = with_rounds(plan or last.plan, rounds)
+    return replace(last, plan=with_rounds(last.plan, wanted.federation.rounds))
 
 
 def with_rounds(plan: Plan, rounds: int | None) -> Plan:

@@ -190,7 +190,9 @@ class GridCourier:
                 gap = min(high, max(low, 0.02 * (time.monotonic() - started)))
                 stop.wait(gap * max(1.0, waiters / 10))
         except Exception:
-            _LOG.exception("no answer from node %s", node)
+            # Once nobody waits any more, Flower may have thrown away what this waiter was reading.
+            if not stop.is_set():
+                _LOG.exception("no answer from node %s", node)
             answers.put((node, Lost(Loss.FAILED)))
 
 

@@ -1,0 +1,82 @@
+"""The coordinator's command line: every mistake is one clear line and a non-zero exit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.__main__ import main
+from server.tls import make_certificates
+
+
+def _error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(a) for a in arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    return shown.err
+
+
+def test_without_tls_the_command_that_makes_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _error(capsys, "--state", tmp_path)
+    assert "--tls is missing" in line
+    assert "python -m server certificates --out tls --host NAME" in line
+    line = _error(capsys, "--state", tmp_path, "--tls", tmp_path / "none")
+    assert "ca.pem is missing" in line
+
+
+def test_certificates_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tls"
+    assert main(["certificates", "--out", str(out), "--host", "shop.example.org"]) == 0
+    assert f"give every platform {out / 'ca.pem'}" in capsys.readouterr().out
+    assert "exists already" in _error(capsys, "certificates", "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[federation]\nrounds = 0\n", "federation.rounds = 0"),
+        ("[federation]\nround = 3\n", "federation.round is unknown"),
+        ("rounds =", "can't be read"),
+    ],
+)
+def test_a_bad_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, reason: str
+) -> None:
+    make_certificates(tmp_path / "tls", [])
+    plan = tmp_path / "plan.toml"
+    plan.write_text(text, encoding="utf-8")
+    common = ("--state", tmp_path / "state", "--tls", tmp_path / "tls")
+    assert reason in _error(capsys, *common, "--plan", plan)
+    assert "does not exist" in _error(capsys, *common, "--plan", tmp_path / "none.toml")
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (("--rounds", "0"), "federation.rounds = 0"),
+        (("--platforms", "0"), "platforms is 0; at least 1"),
+        (("--wait", "-1"), "wait_s is -1.0"),
+        (("--resume",), "no run to resume"),
+        (("--port", "70000"), "port 70000 on 127.0.0.1 can't be used"),
+        (("--host", "192.0.2.1"), "on 192.0.2.1 can't be used"),
+    ],
+)
+def test_options_that_can_not_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: tuple[str, ...], reason: str
+) -> None:
+    make_certificates(tmp_path / "tls", [])
+    common = ("--state", tmp_path / "state", "--tls", tmp_path / "tls", "--port", 0)
+    assert reason in _error(capsys, *common, *extra)
+
+
+def test_a_state_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_certificates(tmp_path / "tls", [])
+    (tmp_path / "state").write_text("", encoding="utf-8")
+    line = _error(capsys, "--state", tmp_path / "state", "--tls", tmp_path / "tls")
+    assert "state folder" in line
+    assert "give another --state" in line

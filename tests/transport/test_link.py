@@ -1,0 +1,335 @@
+"""The link over TLS with platforms as threads: bytes, pieces, deaths, and what is never done."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import httpx
+import numpy as np
+import pytest
+from counting_platform import make_handler
+
+# Flower is imported through our adapters only, since they filter the one warning of its import.
+from clients import flower as platform_side
+from clients.connection import Endpoint, Handler
+from clients.flower import (
+    FleetHttpClient,
+    NodeAuthHttpInterceptor,
+    fleet,
+    generate_key_pairs,
+    get_object_tree,
+    public_key_to_bytes,
+    serve,
+)
+from crossrec_model.config import FederationConfig, Plan
+from crossrec_model.wire import messages as wire
+from server import flower as coordinator_side
+from server.courier import Loss, Lost, NodeId
+from server.federation import Federation, RunOptions, fresh_start
+from server.flower import GridCourier, Link
+from server.gate import Gate, Receive, Scope, Send
+from server.listener import bind, serving
+from server.progress import PlainProgress
+from server.tls import TlsFiles
+from simulations.grid import InProcessGrid
+
+FINISH = wire.encode(wire.Finish(run=bytes(16), round=1, parameters=np.zeros(1, np.float32)))
+
+
+@dataclass
+class Line:
+    """An open link, the requests that reached it, and threads that serve."""
+
+    link: Link
+    courier: GridCourier
+    address: str
+    tls: TlsFiles
+    paths: list[str]
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def join(self, handle: Handler) -> None:
+        arguments = {"address": self.address, "ca": self.tls.ca, "report": lambda _line: None}
+        thread = threading.Thread(target=serve, args=(handle,), kwargs=arguments, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def wait_for(self, count: int) -> list[NodeId]:
+        end = time.monotonic() + 20
+        while len(nodes := sorted(self.courier.nodes())) < count:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        return nodes
+
+    def finish(self) -> None:
+        self.courier.exchange(dict.fromkeys(self.courier.nodes(), FINISH), timeout_s=10)
+        for thread in self.threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def open_line(tls: TlsFiles) -> Iterator[Line]:
+    link, paths = Link(), []
+
+    async def recording(scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(scope.get("path", ""))
+        await link.application(scope, receive, send)
+
+    with bind("127.0.0.1", 0) as listener:
+        with serving(recording, listener, tls), link.courier() as courier:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            yield Line(link, courier, address, tls, paths)
+
+
+@pytest.fixture
+def line(tls_files: TlsFiles) -> Iterator[Line]:
+    with open_line(tls_files) as line:
+        yield line
+
+
+def _frame(megabytes: float) -> bytes:
+    numbers = np.random.default_rng(1).random(int(megabytes * 2**18), dtype=np.float32)
+    return wire.encode(wire.UpdateReply(run=bytes(16), round=1, contribution=numbers))
+
+
+def test_sixteen_megabytes_travel_both_ways_in_pieces(line: Line) -> None:
+    line.join(lambda payload: payload if payload != FINISH else wire.encode(wire.Ack()))
+    (node,) = line.wait_for(1)
+    frame = _frame(16)
+    answers = line.courier.exchange({node: frame}, timeout_s=60)
+    assert answers == {node: frame}
+    # 16 MiB in pieces of 5 MiB: four of them, and the four records around.
+    assert line.paths.count("/v1/fleet/pull-object") == 8
+    assert line.paths.count("/v1/fleet/push-object") == 8
+    line.finish()
+
+
+def test_no_bundle_is_asked_for_and_none_is_run(line: Line) -> None:
+    from flwr.supercore.fab import Fab
+
+    content = b"import os; os.abort()"
+    line.link._state.store_fab(Fab(hashlib.sha256(content).hexdigest(), content, {}))
+    line.join(make_handler("A", 8))
+    (node,) = line.wait_for(1)
+    hello = wire.encode(wire.Hello(session=bytes(16)))
+    answer = line.courier.exchange({node: hello}, timeout_s=10)[node]
+    assert isinstance(answer, bytes)
+    assert wire.decode_as(wire.HelloReply, answer).platform == "A"
+    # Code in place of a frame is not a frame.
+    answer = line.courier.exchange({node: content}, timeout_s=10)[node]
+    malformed = wire.Failure(code=wire.FailureCode.MALFORMED)
+    assert answer == wire.encode(malformed)
+    line.finish()
+    known = {"register-node", "activate-node", "pull-messages", "pull-object", "push-messages"}
+    known |= {"push-object", "confirm-message-received", "send-node-heartbeat"}
+    known |= {"deactivate-node", "unregister-node"}
+    asked = set(line.paths) - {"", "/health"}
+    assert asked <= {f"/v1/fleet/{name}" for name in known}
+
+
+def test_a_death_in_mid_upload_delays_nobody_else(line: Line) -> None:
+    arrived: dict[str, float] = {}
+    echo = lambda payload: payload if payload != FINISH else wire.encode(wire.Ack())  # noqa: E731
+    line.join(echo)
+    (honest,) = line.wait_for(1)
+    with _raw_node(line) as (client, node):
+        dying = NodeId(node.node_id)
+        line.wait_for(2)
+        frame, started = _frame(0.1), time.monotonic()
+
+        def announce_and_die() -> None:
+            while not (
+                got := client.PullMessages(fleet.PullMessagesRequest(node=node))
+            ).messages_list:
+                time.sleep(0.02)
+            incoming = platform_side.message_from_proto(got.messages_list[0])
+            reply = platform_side._reply(frame, incoming)
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            # The reply is announced, then not one of its pieces comes.
+            client.PushMessages(
+                fleet.PushMessagesRequest(
+                    node=node,
+                    messages_list=[platform_side.message_to_proto(reply)],
+                    message_object_trees=[get_object_tree(reply)],
+                    clientapp_runtime_list=[0.1],
+                )
+            )
+            arrived["announced"] = time.monotonic() - started
+
+        thread = threading.Thread(target=announce_and_die)
+        thread.start()
+        answers = line.courier.exchange({honest: frame, dying: frame}, timeout_s=2.0)
+        assert time.monotonic() - started < 4.0
+        thread.join(10)
+    assert "announced" in arrived
+    assert answers == {honest: frame, dying: Lost(Loss.LATE)}
+    line.finish()
+
+
+def test_a_node_that_says_goodbye_is_gone_before_the_time_is_over(line: Line) -> None:
+    with _raw_node(line) as (client, node):
+        goodbye = fleet.DeactivateNodeRequest(node_id=node.node_id)
+        leaver = threading.Timer(0.3, client.DeactivateNode, (goodbye,))
+        leaver.start()
+        started = time.monotonic()
+        answers = line.courier.exchange({NodeId(node.node_id): b"x"}, timeout_s=30.0)
+        leaver.join()
+    assert time.monotonic() - started < 10.0
+    assert answers == {NodeId(node.node_id): Lost(Loss.GONE)}
+
+
+def test_an_unknown_node_is_gone_and_nothing_to_send_is_nothing(line: Line) -> None:
+    assert line.courier.exchange({NodeId(12345): b"x"}, timeout_s=5.0) == {
+        NodeId(12345): Lost(Loss.GONE)
+    }
+    assert line.courier.exchange({}, timeout_s=5.0) == {}
+
+
+def test_nobody_speaks_for_another_node(line: Line) -> None:
+    line.join(make_handler("A", 8))
+    (victim,) = line.wait_for(1)
+    with _raw_node(line) as (client, node):
+        node.node_id = victim
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            client.PullMessages(fleet.PullMessagesRequest(node=node))
+    line.finish()
+
+
+@contextmanager
+def _raw_node(line: Line) -> Iterator[tuple[FleetHttpClient, platform_side.Node]]:
+    """A registered node without heartbeats and without anyone behind it."""
+    private, public = generate_key_pairs()
+    key = public_key_to_bytes(public)
+    with FleetHttpClient.from_server_address(
+        line.address,
+        False,
+        line.tls.ca.read_bytes(),
+        interceptors=[NodeAuthHttpInterceptor(private, public)],
+    ) as client:
+        client.RegisterNode(fleet.RegisterNodeFleetRequest(public_key=key))
+        activated = client.ActivateNode(
+            fleet.ActivateNodeRequest(public_key=key, heartbeat_interval=30.0)
+        )
+        try:
+            yield client, platform_side.Node(node_id=activated.node_id)
+        finally:
+            with suppress(httpx.HTTPStatusError):
+                client.DeactivateNode(fleet.DeactivateNodeRequest(node_id=activated.node_id))
+
+
+def test_both_transports_hand_over_identical_bytes(line: Line) -> None:
+    plan = Plan(federation=FederationConfig(rounds=2, min_platforms=2, round_timeout_s=20.0))
+    start = fresh_start(plan, np.zeros(8, dtype=np.float32))
+
+    def run(courier: GridCourier) -> None:
+        Federation(
+            courier,
+            start,
+            RunOptions(platforms=2),
+            save=lambda _: None,
+            progress=PlainProgress(io.StringIO()),
+        ).run()
+
+    def recorded(name: str, frames: list[bytes]) -> Handler:
+        inner = make_handler(name, 8)
+
+        def handle(payload: bytes) -> bytes:
+            reply = inner(payload)
+            # The greeting holds a fresh random session.
+            if not isinstance(wire.decode(payload), wire.Hello):
+                frames.extend((payload, reply))
+            return reply
+
+        return handle
+
+    real: dict[str, list[bytes]] = {"A": [], "B": []}
+    local: dict[str, list[bytes]] = {"A": [], "B": []}
+    for name, frames in real.items():
+        line.join(recorded(name, frames))
+    run(line.courier)
+    for thread in line.threads:
+        thread.join(10)
+    grid = InProcessGrid({name: recorded(name, frames) for name, frames in local.items()})
+    run(GridCourier(grid))
+    grid.close()
+    # Welcome, two rounds of training and evaluation, finish; each with its reply.
+    assert [len(frames) for frames in real.values()] == [12, 12]
+    assert real == local
+
+
+def test_the_coordinator_forgets_messages_that_nobody_waits_for(line: Line) -> None:
+    seen: list[bytes] = []
+    line.join(lambda payload: (seen.append(payload), wire.encode(wire.Ack()))[1])
+    (node,) = line.wait_for(1)
+    with _raw_node(line) as (client, silent):
+        line.wait_for(2)
+        assert line.courier.exchange({NodeId(silent.node_id): b"old"}, timeout_s=0.2) == {
+            NodeId(silent.node_id): Lost(Loss.LATE)
+        }
+        pulled = client.PullMessages(fleet.PullMessagesRequest(node=silent))
+        assert len(pulled.messages_list) == 0
+    ack = wire.encode(wire.Ack())
+    assert line.courier.exchange({node: ack}, timeout_s=10) == {node: ack}
+    assert seen == [ack]
+    line.finish()
+
+
+def test_both_sides_pin_the_same_flower_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert platform_side.FLOWER_VERSION == coordinator_side.FLOWER_VERSION
+
+
+def test_the_gate_refuses_what_has_no_length_or_is_no_http() -> None:
+    import asyncio
+
+    async def never(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError("the gate let it through")
+
+    async def through(scope: dict[str, object]) -> list[dict[str, object]]:
+        sent: list[dict[str, object]] = []
+
+        async def send(message: object) -> None:
+            sent.append(message)  # type: ignore[arg-type]
+
+        await Gate(never)(scope, _no_receive, send)
+        return sent
+
+    def headers(*pairs: tuple[bytes, bytes]) -> dict[str, object]:
+        return {"type": "http", "path": "/v1/fleet/push-object", "headers": list(pairs)}
+
+    chunked = asyncio.run(through(headers((b"transfer-encoding", b"chunked"))))
+    assert chunked[0]["status"] == 411
+    odd = asyncio.run(through(headers((b"content-length", b"-1"))))
+    assert odd[0]["status"] == 413
+    socket_scope: dict[str, object] = {"type": "websocket", "path": "/v1/fleet/x"}
+    assert asyncio.run(through(socket_scope)) == [{"type": "websocket.close", "code": 1008}]
+
+
+async def _no_receive() -> dict[str, object]:
+    raise AssertionError("nothing is to be read")
+
+
+def test_an_endpoint_is_reported_while_it_does_not_answer(tls_files: TlsFiles) -> None:
+    """A platform outlives a coordinator that restarts on the same port."""
+    lines: list[str] = []
+    with open_line(tls_files) as first:
+        arguments = {"address": first.address, "ca": tls_files.ca, "report": lines.append}
+        thread = threading.Thread(
+            target=serve, args=(make_handler("A", 8),), kwargs=arguments, daemon=True
+        )
+        thread.start()
+        first.wait_for(1)
+    port = int(Endpoint(address=first.address).port)
+    link = Link()
+    with bind("127.0.0.1", port) as listener:
+        with serving(link.application, listener, tls_files), link.courier() as courier:
+            second = Line(link, courier, first.address, tls_files, [], [thread])
+            second.wait_for(1)
+            second.finish()
+    assert any("does not answer" in line and "trying again" in line for line in lines)
+    assert any("does not know this node any more" in line for line in lines)
