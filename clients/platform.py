@@ -1,0 +1,263 @@
+"""The platform's command line: take part in a federation, prepare data, recommend."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from crossrec_model.errors import ConfigError, CrossrecError
+
+if TYPE_CHECKING:
+    import torch
+
+    from clients.connection import Handler
+    from clients.participation import Settings
+
+PROGRAM: Final = "python -m clients.platform"
+DEFAULT_STATE: Final = Path("crossrec-state")
+#: Same as on the wire; repeated here so that a wrong id is told before anything is loaded.
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Stopped(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as everything else does: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return the exit code: 0, 2 for a mistake, 128 + signal."""
+    commands = {"recommend": _recommend, "data": _data}
+    # Everything that is written is for the operator's eyes only.
+    before = os.umask(0o077)
+    try:
+        with _stoppable():
+            if arguments and arguments[0] in commands:
+                return commands[arguments[0]](arguments[1:])
+            return _take_part(arguments)
+    except CrossrecError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except Stopped as stopped:
+        print("stopped; what was received is saved: start again to go on", flush=True)
+        return 128 + stopped.number
+    finally:
+        os.umask(before)
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device cpu, cuda or auto; ConfigError for another, or for cuda without one."""
+    from clients.participation import device_named as named
+
+    return named(name)
+
+
+def handler_from(settings: Mapping[str, str]) -> Handler:
+    """A platform for a company's own Flower SuperNode, from its node configuration.
+
+    Keys are the options' names without dashes in front: `id`, `data`, and optionally `state`,
+    `device`, `threads`, `max-bad`, `min-users`, `validation-weeks`, `test-weeks`. After the run,
+    start the command line with the same options: it trains what is private from what was saved.
+
+    Raises:
+        ConfigError: for a missing or unknown key or a value outside its bounds.
+    """
+    arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    parser = _Parser(prog="node configuration", add_help=False)
+    _add_data_options(parser)
+    _add_training_options(parser)
+    os.umask(0o077)
+    chosen = _settings(parser.parse_args(arguments))
+    from clients.participation import Participation, prepare_data
+    from clients.progress import PlainProgress
+
+    progress = PlainProgress(sys.stderr)
+    # Held until the process ends.
+    chosen.folder.held().__enter__()
+    return Participation(chosen, prepare_data(chosen, progress.note), progress).handler()
+
+
+def _take_part(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Take part in a federation, then train and keep the private model. "
+        f"Also: {PROGRAM} recommend --help, {PROGRAM} data --help.",
+    )
+    _add_data_options(parser)
+    _add_training_options(parser)
+    add = parser.add_argument
+    add("--server", required=True, metavar="URL", help="the coordinator, https://HOST:PORT")
+    add("--ca", type=Path, help="the coordinator's ca.pem (default: the system's authorities)")
+    add("--connect-timeout", type=float, default=60.0, metavar="S", help="default %(default)s s")
+    add("--insecure", action="store_true", help="plain HTTP: for experiments only")
+    options = parser.parse_args(arguments)
+    settings = _settings(options)
+    if not 0 < options.connect_timeout < float("inf"):
+        raise ConfigError(
+            f"connect timeout = {options.connect_timeout} s must be above 0 and finite; "
+            "give e.g. 60"
+        )
+    from clients.connection import Endpoint
+
+    # A wrong address or CA file is told before minutes of cleaning.
+    Endpoint(address=options.server, ca=options.ca, insecure=options.insecure)
+    from clients.participation import Participation, prepare_data
+    from clients.progress import progress_for
+
+    with settings.folder.held(), progress_for() as progress:
+        _keep_journal(settings.folder.path / "platform.log")
+        prepared = prepare_data(settings, progress.note)
+
+        def serve(handle: Handler) -> None:
+            from clients.flower import serve as answer_coordinator
+
+            answer_coordinator(
+                handle,
+                address=options.server,
+                ca=options.ca,
+                insecure=options.insecure,
+                connect_timeout_s=options.connect_timeout,
+                report=progress.note,
+            )
+
+        Participation(settings, prepared, progress).run(serve)
+        progress.note(
+            f"the model is in {settings.folder.path}; try: {PROGRAM} recommend "
+            f"--id {settings.platform} --state {options.state} --user … --k 10"
+        )
+    return 0
+
+
+def _data(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog=f"{PROGRAM} data", description="Only prepare the data and say how.")
+    _add_data_options(parser)
+    settings = _settings(parser.parse_args(arguments))
+    from clients.participation import prepare_data
+
+    with settings.folder.held():
+        prepare_data(settings, print)
+    return 0
+
+
+def _recommend(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog=f"{PROGRAM} recommend", description="Recommend from the trained model on disk."
+    )
+    add = parser.add_argument
+    _add_place(parser)
+    add("--user", required=True, help="the user's id; an unknown one gets the cold-start list")
+    add("--k", type=int, default=10, help="length of the list (default %(default)s)")
+    add("--new-only", action="store_true", help="only items that the user has not had")
+    add("--json", action="store_true", help="print JSON")
+    add("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
+    options = parser.parse_args(arguments)
+    _check_id(options.id)
+    if options.k < 1:
+        raise ConfigError(f"--k is {options.k}; ask for at least 1 item")
+    from clients.recommend import Recommender
+    from clients.state import PlatformFolder
+
+    folder = PlatformFolder(options.state / options.id)
+    recommender = Recommender(folder, options.id, device_named(options.device))
+    found = recommender.recommend(options.user, k=options.k, new_only=options.new_only)
+    print(found.to_json() if options.json else "\n".join(found.lines()))
+    return 0
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--id", required=True, help="the platform's id")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=DEFAULT_STATE,
+        help="folder that holds a folder a platform (default %(default)s)",
+    )
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_place(parser)
+    add("--data", required=True, help="complete-journey, a folder, or a .toml file with [sql]")
+    add("--max-bad", type=float, default=0.01, help="accepted share of bad rows (%(default)s)")
+    add("--min-users", type=int, default=50, help="fewest users (default %(default)s)")
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
+    add("--threads", type=int, default=1, help="threads of training (default %(default)s)")
+    add("--validation-weeks", type=float, default=8.0, help="from so long before the end (8)")
+    add("--test-weeks", type=float, default=4.0, help="left for testing at the end (4)")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    _check_id(options.id)
+    given: dict[str, Any] = vars(options)
+    names = ("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks")
+    from clients.participation import Settings, folder_of
+
+    return Settings(
+        platform=options.id,
+        data=options.data,
+        folder=folder_of(options.state, options.id),
+        **{name: given[name] for name in names if name in given},
+    )
+
+
+def _check_id(platform: str) -> None:
+    if not _ID.fullmatch(platform):
+        raise ConfigError(
+            f"platform id {platform!r} is not 1 to 64 letters, digits, dots, dashes or "
+            "underscores that start with a letter or digit; choose another --id"
+        )
+
+
+def _keep_journal(path: Path) -> None:
+    """Faults of ours go to a file, not into the operator's progress lines."""
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("crossrec.platform")
+    logger.handlers = [handler]
+    logger.propagate = False
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Stopped` while the context lasts."""
+    before: dict[int, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[int(number)] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for signalled, handler in before.items():
+            signal.signal(signalled, handler)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    # A second signal would only lose what is being cleaned up.
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

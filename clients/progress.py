@@ -1,0 +1,75 @@
+"""What a platform's operator sees: bars on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichBars
+
+
+class Progress(AbstractContextManager["Progress"], Protocol):
+    """Something that shows how far a platform is."""
+
+    def done(self, stage: str, number: int, total: int, text: str) -> None:
+        """Step `number` of `total` of a stage is done; `text` says what it gave."""
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+
+
+class PlainProgress(AbstractContextManager["PlainProgress"]):
+    """One line an event."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def done(self, stage: str, number: int, total: int, text: str) -> None:
+        """Print the step's line."""
+        self.note(f"{stage} {number}/{total}: {text}")
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=self._stream, flush=True)
+
+
+class BarProgress(AbstractContextManager["BarProgress"]):
+    """A live bar for the present stage, with notes above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = RichBars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bars.add_task("waiting", total=None)
+
+    def __enter__(self) -> BarProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def done(self, stage: str, number: int, total: int, text: str) -> None:
+        """Move the bar."""
+        self._bars.update(self._task, description=f"{stage}: {text}", completed=number, total=total)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_for(stream: TextIO | None = None) -> Progress:
+    """Return bars if the stream (default: standard output) is a terminal, else plain lines."""
+    target = sys.stdout if stream is None else stream
+    return BarProgress(Console(file=target)) if target.isatty() else PlainProgress(target)

@@ -1,0 +1,253 @@
+"""Recommendations from the trained model on disk, with the reason for each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from clients.dataset import Dataset
+from clients.graph import bought_together, user_items
+from clients.private import PrivateModel, private_config, private_tensors
+from clients.round import Received
+from clients.scoring import FEDERATED, Moment, SharedModel
+from clients.state import PlatformFolder, StateError, Trained
+from crossrec_model.data.histories import read_histories
+from crossrec_model.data.items import item_table
+from crossrec_model.data.prepared import open_prepared
+from crossrec_model.data.splits import split_by_weeks
+from crossrec_model.errors import ConfigError
+from crossrec_model.network import Network
+from crossrec_model.parameters import Layout
+from crossrec_model.ranking import REPEAT_NAMES, Components, Mixture
+from crossrec_model.statistics import item_counts, log_popularity, shared_log_popularity
+
+REASONS: Final = {
+    "own popularity": "popular on this platform",
+    "own model": "fits what this user took here",
+    "own neighbours": "often taken together with this user's items",
+    "shared popularity": "popular across the federation",
+    "shared model": "fits this user's taste, as learnt across the federation",
+}
+COLD_REASON: Final = "popular: nothing is known of this user yet"
+_POPULARITIES: Final = ("own popularity", "shared popularity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """One item of a list; `score` only ranks within its list."""
+
+    place: int
+    item_id: str
+    title: str
+    category: tuple[str, ...]
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendations:
+    """A list for one user; `known` is false for the cold-start list."""
+
+    platform: str
+    user_id: str
+    known: bool
+    notes: tuple[str, ...]
+    items: tuple[Recommendation, ...]
+
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def lines(self) -> list[str]:
+        """The list as lines to print; control characters in titles are made visible."""
+        lines = [f"note: {note}" for note in self.notes]
+        for item in self.items:
+            category = " > ".join(item.category)
+            text = f"{item.title or '(no title)'}  [{category}]" if category else item.title
+            lines.append(
+                _printable(
+                    f"{item.place:3d}. {item.score:8.3f}  {item.item_id}  {text}  ({item.reason})"
+                )
+            )
+        return lines or ["nothing to recommend: the platform has no candidate items"]
+
+
+class Recommender:
+    """Ranks a platform's items with everything that is known up to its last event.
+
+    Raises:
+        StateError: if the platform is unknown or not yet trained; the message says what to run.
+        DataError: if its prepared data are missing or damaged.
+    """
+
+    def __init__(self, folder: PlatformFolder, platform: str, device: torch.device) -> None:
+        trained = _trained(folder, platform)
+        self._personal, received = trained.personal, trained.kept.received
+        self._platform, self._plan = platform, received.plan
+        self._notes, plan = _unfinished(folder, received), received.plan
+        prepared = open_prepared(folder.data)
+        items = item_table(prepared.catalogue(), plan.model)
+        histories = read_histories(prepared.interactions(), items, plan.model.buckets)
+        split = split_by_weeks(float(histories.day.max()))
+        self._dataset = Dataset(items=items, histories=histories, split=split, device=device)
+        self._moment = Moment.at(self._dataset, plan.training, split.end)
+        self._row = {user: row for row, user in enumerate(histories.user_ids)}
+        network, statistics = Layout(plan.model).unpack(received.vector, device)
+        self._shared = SharedModel(network=network, statistics=statistics)
+
+    def recommend(self, user: str, *, k: int, new_only: bool = False) -> Recommendations:
+        """The best `k` items for a user, fewer if the platform has fewer; at least 1 is asked.
+
+        Raises:
+            ConfigError: for k below 1.
+        """
+        if k < 1:
+            raise ConfigError(f"k = {k} is below 1; ask for at least one item")
+        notes = list(self._notes)
+        if user not in self._row:
+            notes.append(
+                f"user {_printable(user)} has no events on platform {self._platform}: "
+                "this is the cold-start list"
+            )
+            items = self._cold(k)
+        else:
+            items = self._warm(self._row[user], k, new_only=new_only)
+        return Recommendations(
+            platform=self._platform,
+            user_id=user,
+            known=user in self._row,
+            notes=tuple(notes),
+            items=items,
+        )
+
+    def _warm(self, row: int, k: int, *, new_only: bool) -> tuple[Recommendation, ...]:
+        users = np.array([row], dtype=np.int64)
+        parts = self._moment.own_components(users, self._private())
+        parts |= self._moment.shared_components(users, self._shared)
+        components = self._moment.components(users, parts).select(FEDERATED)
+        mixture = self._personal.mixtures.federated
+        scores = mixture.scores(components)[0].astype(np.float64)  # [candidates]
+        if new_only:
+            scores[components.count[0] > 0] = -np.inf
+        speech = contributions(mixture, components)
+        order = [int(c) for c in np.argsort(-scores, kind="stable")[:k] if np.isfinite(scores[c])]
+        return tuple(
+            self._item(place, column, scores[column], _reason(speech, components, column))
+            for place, column in enumerate(order, 1)
+        )
+
+    def _cold(self, k: int) -> tuple[Recommendation, ...]:
+        """Both popularities with their weights for new items; never against the popular."""
+        items, histories = self._dataset.items, self._dataset.histories
+        own = log_popularity(item_counts(histories, len(items), self._moment.day))
+        shared = shared_log_popularity(self._shared.statistics, items)
+        mixture = self._personal.mixtures.federated
+        by_name = dict(zip(mixture.names, mixture.weights, strict=False))
+        weights = [max(by_name[name], 0.0) for name in _POPULARITIES]
+        if sum(weights) == 0:
+            weights = [0.5, 0.5]
+        scores = (weights[0] * own + weights[1] * shared)[self._moment.candidates]
+        order = np.argsort(-scores, kind="stable")[:k]
+        return tuple(
+            self._item(place, int(column), scores[column], COLD_REASON)
+            for place, column in enumerate(order, 1)
+        )
+
+    def _private(self) -> PrivateModel:
+        """The private network over the bought-together graph of today."""
+        dataset, model = self._dataset, self._plan.model
+        taken = user_items(dataset.histories, len(dataset.items), self._moment.day)
+        network = Network(private_config(model))
+        tensors = {name: torch.from_numpy(t) for name, t in self._personal.tensors.items()}
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError:
+            raise StateError(
+                "the private model on disk is not of its plan's shape; take part again"
+            ) from None
+        return PrivateModel(
+            network=network.to(dataset.device),
+            statistics=self._personal.statistics,
+            tensors=private_tensors(dataset, model, bought_together(taken)),
+        )
+
+    def _item(self, place: int, column: int, score: float, reason: str) -> Recommendation:
+        number = int(self._moment.candidates[column])
+        row = self._dataset.items.catalogue.row(number, named=True)
+        return Recommendation(
+            place=place,
+            item_id=self._dataset.items.item_ids[number],
+            title=row.get("title") or "",
+            category=tuple(level for level in row.get("category") or () if level),
+            score=round(float(score), 6),
+            reason=reason,
+        )
+
+
+def contributions(mixture: Mixture, components: Components) -> npt.NDArray[np.float64]:
+    """What each component adds to each score of one user beyond its mean, [K + 1, candidates].
+
+    The last row is what the user's own repeats add: 0 for items that are new to her.
+    """
+    k = len(mixture.names)
+    new, known, again = np.split(np.array(mixture.weights), [k, 2 * k])
+    had = components.count[0] > 0
+    values = components.values[:, 0].astype(np.float64)  # [K, candidates]
+    weights = np.where(had, known[:, None], new[:, None])
+    speech = weights * (values - values.mean(axis=1, keepdims=True))
+    features = list(components.features())[-len(REPEAT_NAMES) :]
+    repeats = sum(weight * feature[0] for weight, feature in zip(again, features, strict=True))
+    return np.vstack([speech, repeats])
+
+
+def _reason(speech: npt.NDArray[np.float64], components: Components, column: int) -> str:
+    """The component that spoke loudest for an item."""
+    best = int(np.argmax(speech[:, column]))
+    count, age = int(components.count[0, column]), float(components.age[0, column])
+    if count > 0 and best == len(components.names):
+        return f"taken {count} times before, last {age:.0f} days ago"
+    # A new item's repeat row is 0: the components alone compete for its reason.
+    return REASONS[components.names[int(np.argmax(speech[:-1, column]))]]
+
+
+def _trained(folder: PlatformFolder, platform: str) -> Trained:
+    """The platform's model; an error that says what to run first if there is none."""
+    command = f"python -m clients.platform --id {platform} --data … --server …"
+    if not folder.path.is_dir():
+        home = folder.path.parent
+        known = sorted(p.name for p in home.iterdir() if p.is_dir()) if home.is_dir() else []
+        there = f" (known: {', '.join(known)})" if known else ""
+        raise StateError(
+            f"platform {platform} is unknown: there is no {folder.path}{there}; "
+            f"run first: {command}"
+        )
+    trained = folder.load_trained()
+    if trained is not None:
+        return trained
+    what, kept = "has no model yet", folder.load_received()
+    if kept is not None:
+        rounds = kept.received.plan.federation.rounds
+        what = f"is not trained yet (round {kept.received.round} of {rounds} is on disk)"
+    raise StateError(f"platform {platform} {what}; run first: {command}")
+
+
+def _unfinished(folder: PlatformFolder, served: Received) -> tuple[str, ...]:
+    """A note if a later run was begun but what is private was not yet trained on it."""
+    kept = folder.load_received()
+    if kept is None or kept.received.run == served.run:
+        return ()
+    rounds = kept.received.plan.federation.rounds
+    return (
+        f"a newer run stands at round {kept.received.round} of {rounds} and is not used; "
+        "this list is from the last finished one",
+    )
+
+
+def _printable(text: str) -> str:
+    """Titles and ids come from outside: nothing in them may steer a terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,300 @@
+"""The platform's side of a round: request bytes in, reply bytes out. No transport, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from clients.dataset import Dataset
+from clients.scoring import SharedModel
+from clients.training import optimizer_for, steps, train_steps
+from clients.validation import Validation
+from crossrec_model import __version__
+from crossrec_model.config import ModelConfig, Plan, is_statistics_round
+from crossrec_model.errors import ConfigError, WireError
+from crossrec_model.parameters import Layout, Vector
+from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.statistics import Statistics, active_users, measure, shared_log_popularity
+from crossrec_model.wire import messages as wire
+from crossrec_model.wire.contribution import pack
+
+TRAINING_METRICS: Final = ("loss",)
+EVALUATION_METRICS: Final = ("ndcg@10",)
+#: Statistics, training, statistics.
+LEAST_ROUNDS: Final = 3
+
+DatasetFor = Callable[[ModelConfig], Dataset]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Received:
+    """What the federation has given this platform so far.
+
+    `vector` float32 [d] is the latest shared model, as of the end of round `round`; `validation`
+    are the statistics that were shared as of the validation weeks, None until a request after the
+    first round has brought them; `finished` tells whether the vector is the run's final one.
+    """
+
+    plan: Plan
+    run: bytes
+    round: int
+    vector: Vector
+    validation: Statistics | None
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Not yet welcomed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """Welcomed with a plan; `received` is None until the first request of the run."""
+
+    plan: Plan
+    layout: Layout
+    dataset: Dataset
+    check: Validation
+    received: Received | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """The run is over."""
+
+    received: Received
+
+
+State = Stranger | Member | Finished
+
+
+class _RefusedError(Exception):
+    """A request that is answered with a code; the platform stays."""
+
+    def __init__(self, code: wire.FailureCode) -> None:
+        super().__init__(code.name)
+        self.code = code
+
+
+class PlatformRound:
+    """One platform's handler of frames: `handler(request bytes) → reply bytes`.
+
+    Args:
+        platform: the platform's id.
+        dataset_for: reads the platform's data for a plan's network.
+        keep: gets everything that came from the federation, before the answer leaves.
+        note: gets (round, rounds, what was done) after each round.
+        earlier: what an earlier process of this platform kept; used if the same run goes on.
+    """
+
+    def __init__(
+        self,
+        platform: str,
+        dataset_for: DatasetFor,
+        *,
+        keep: Callable[[Received], None] = lambda received: None,
+        note: Callable[[int, int, str], None] = lambda number, rounds, text: None,
+        earlier: Received | None = None,
+    ) -> None:
+        self._platform, self._dataset_for = platform, dataset_for
+        self._keep, self._note, self._earlier = keep, note, earlier
+        self.state: State = Stranger()
+
+    def __call__(self, payload: bytes) -> bytes:
+        """Answer one frame.
+
+        Raises:
+            ConfigError: for a plan that this platform can't follow; its operator must know.
+            DataError: for data that the plan can't be followed with.
+        """
+        try:
+            return wire.encode(self._answer(wire.decode(payload)))
+        except wire.OtherVersionError:
+            code = wire.FailureCode.OTHER_VERSION
+        except WireError:
+            code = wire.FailureCode.MALFORMED
+        except _RefusedError as refused:
+            code = refused.code
+        return wire.encode(wire.Failure(code=code))
+
+    def _answer(self, message: wire.Message) -> wire.Reply:
+        match message:
+            case wire.Hello():
+                return wire.HelloReply(
+                    platform=self._platform,
+                    protocol_version=wire.PROTOCOL_VERSION,
+                    software_version=__version__,
+                )
+            case wire.Welcome():
+                return self._welcome(message)
+            case wire.TrainRequest():
+                return self._train(message)
+            case wire.EvaluateRequest():
+                return self._evaluate(message)
+            case wire.Finish():
+                return self._finish(message)
+            case wire.Refuse():
+                return wire.Ack()
+            case _:
+                raise _RefusedError(wire.FailureCode.UNEXPECTED)
+
+    def _welcome(self, message: wire.Welcome) -> wire.WelcomeReply:
+        """Accept a plan, at any time: a coordinator that restarts welcomes everybody again."""
+        plan = Plan.from_json(message.plan)
+        if plan.federation.rounds < LEAST_ROUNDS:
+            raise ConfigError(
+                f"the plan has {plan.federation.rounds} rounds, at least {LEAST_ROUNDS} are needed "
+                "(statistics, training, statistics); start the coordinator with more --rounds"
+            )
+        before = self.state
+        if isinstance(before, Member) and _same_inputs(before.plan, plan):
+            self.state = replace(before, plan=plan, received=None)
+        else:
+            dataset = self._dataset_for(plan.model)
+            check = Validation.of(dataset, plan.training)
+            layout = Layout(plan.model)
+            self.state = Member(
+                plan=plan, layout=layout, dataset=dataset, check=check, received=None
+            )
+        if not isinstance(before, Stranger) and before.received is not None:
+            self._earlier = before.received
+        return wire.WelcomeReply(
+            dimension=self.state.layout.size,
+            training_metrics=TRAINING_METRICS,
+            evaluation_metrics=EVALUATION_METRICS,
+        )
+
+    def _train(self, message: wire.TrainRequest) -> wire.UpdateReply:
+        """Take part in one round.
+
+        1. Keep the vector received: a platform that is stopped now loses nothing.
+        2. In the first and the last round, measure the own statistics: as of the validation weeks,
+           or, for serving, of all that is known before the test weeks. Their difference to the
+           received ones is the update; the trained part of it is zero.
+        3. In the rounds between, unpack the network and the cohort's statistics and train for the
+           plan's epochs with a fresh optimiser, on randomness that seed, round and platform name.
+           The difference of the trained parts is the update; its statistics part is zero.
+        4. The weight is the number of users before the validation weeks. Update, weight and
+           metrics leave as one vector.
+        """
+        member = self._member(message.run)
+        rounds = member.plan.federation.rounds
+        if message.rounds != rounds:
+            raise _RefusedError(wire.FailureCode.UNEXPECTED)
+        member = self._take(member, message.run, message.round - 1, message.parameters)
+        if is_statistics_round(message.round, rounds):
+            update, loss = self._measured(member, message), 0.0
+            self._note(message.round, rounds, "measured statistics")
+        else:
+            update, loss = self._trained(member, message)
+            self._note(message.round, rounds, f"trained, loss {loss:.4f}")
+        contribution = self._packed(update, self._weight(member), loss)
+        return wire.UpdateReply(run=message.run, round=message.round, contribution=contribution)
+
+    def _measured(self, member: Member, message: wire.TrainRequest) -> Vector:
+        """Step 2: the update float32 [d] of a statistics round."""
+        split = member.dataset.split
+        day = split.validation if message.round == 1 else split.test
+        width = member.plan.model.sketch_width
+        own = measure(member.dataset.index, member.dataset.items, day, width)
+        update = np.zeros_like(message.parameters)
+        tail = np.concatenate([own.sketch, own.mean, own.square])
+        update[member.layout.trained :] = tail - message.parameters[member.layout.trained :]
+        return update
+
+    def _trained(self, member: Member, message: wire.TrainRequest) -> tuple[Vector, float]:
+        """Step 3: the update float32 [d] of a training round, and its mean loss."""
+        plan, dataset = member.plan, member.dataset
+        network, statistics = member.layout.unpack(message.parameters, dataset.device)
+        popularity = shared_log_popularity(statistics, dataset.items)
+        stream = ExperimentRandomness(plan.seed, "round", message.round, "platform", self._platform)
+        optimizer, loss = optimizer_for(network, plan.training), 0.0
+        for epoch in range(1, plan.training.epochs + 1):
+            part = stream.child("epoch", epoch)
+            one = steps(dataset.training, plan, statistics, popularity, part)
+            loss = train_steps(network, optimizer, one, plan)
+        update = member.layout.pack(network, statistics) - message.parameters
+        update[member.layout.trained :] = 0.0
+        return update, loss
+
+    def _evaluate(self, message: wire.EvaluateRequest) -> wire.MetricsReply:
+        """Score the validation users with the shared model alone."""
+        member = self._member(message.run)
+        network, statistics = member.layout.unpack(
+            self._checked(member, message.parameters), member.dataset.device
+        )
+        known = member.received.validation if member.received else None
+        if message.round == member.plan.federation.rounds and known is not None:
+            # The last round's statistics have seen the validation weeks.
+            statistics = known
+        shared = SharedModel(network=network, statistics=statistics)
+        metrics = self._packed(np.zeros(0), self._weight(member), member.check.ndcg(shared))
+        return wire.MetricsReply(run=message.run, round=message.round, metrics=metrics)
+
+    def _finish(self, message: wire.Finish) -> wire.Ack:
+        """Keep the final model; what is private is trained after the coordinator has its answer."""
+        member = self._member(message.run)
+        member = self._take(member, message.run, message.round, message.parameters, finished=True)
+        if member.received is not None:
+            self.state = Finished(received=member.received)
+        return wire.Ack()
+
+    def _member(self, run: bytes) -> Member:
+        """The state of a welcomed platform, for a request of its own run."""
+        if not isinstance(self.state, Member):
+            raise _RefusedError(wire.FailureCode.UNEXPECTED)
+        if self.state.received is not None and self.state.received.run != run:
+            raise _RefusedError(wire.FailureCode.UNEXPECTED)
+        return self.state
+
+    def _take(
+        self, member: Member, run: bytes, number: int, vector: Vector, *, finished: bool = False
+    ) -> Member:
+        """Keep the shared vector as of the end of round `number`."""
+        vector = self._checked(member, vector)
+        validation = self._validation_statistics(member, run)
+        if validation is None and 1 <= number < member.plan.federation.rounds:
+            # Every vector between the two statistics rounds carries those of the first.
+            validation = member.layout.unpack(vector, member.dataset.device)[1]
+        received = Received(
+            plan=member.plan,
+            run=run,
+            round=number,
+            vector=vector,
+            validation=validation,
+            finished=finished,
+        )
+        self._keep(received)
+        self.state = replace(member, received=received)
+        return self.state
+
+    def _validation_statistics(self, member: Member, run: bytes) -> Statistics | None:
+        if member.received is not None:
+            return member.received.validation
+        earlier = self._earlier
+        if earlier is None or earlier.run != run or earlier.plan.model != member.plan.model:
+            return None
+        return earlier.validation
+
+    def _checked(self, member: Member, vector: Vector) -> Vector:
+        if len(vector) != member.layout.size:
+            raise _RefusedError(wire.FailureCode.UNEXPECTED)
+        return vector
+
+    def _weight(self, member: Member) -> float:
+        return float(len(active_users(member.dataset.index, member.dataset.split.validation)))
+
+    def _packed(self, update: npt.NDArray[np.floating], weight: float, metric: float) -> Vector:
+        try:
+            return pack(update, weight, (metric,))
+        except WireError:
+            raise _RefusedError(wire.FailureCode.NOT_FINITE) from None
+
+
+def _same_inputs(one: Plan, other: Plan) -> bool:
+    return (one.model, one.training) == (other.model, other.training)

@@ -1,0 +1,178 @@
+"""A whole run over the real coordinator in this process, and recommendations from its result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clients.dataset import load_dataset
+from clients.participation import Participation, Settings
+from clients.personal import fit_mixtures, validation_components
+from clients.private import train_private
+from clients.progress import PlainProgress
+from clients.recommend import COLD_REASON, REASONS, Recommender
+from clients.scoring import FEDERATED, Moment, SharedModel
+from clients.state import PlatformFolder, StateError
+from crossrec_model.config import Plan
+from crossrec_model.errors import ConfigError, FederationError
+from crossrec_model.parameters import Layout, initial_vector
+from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.wire import messages as wire
+from server.federation import Federation, RunOptions, fresh_start
+from server.flower import GridCourier
+from server.progress import PlainProgress as CoordinatorLines
+from simulations.grid import InProcessGrid
+
+CPU = torch.device("cpu")
+
+
+def _participation(home: Path, name: str, prepared) -> Participation:
+    folder = PlatformFolder(home / name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    settings = Settings(platform=name, data="unused", folder=folder)
+    return Participation(settings, prepared[name], PlainProgress(sys.stdout))
+
+
+@pytest.fixture(scope="module")
+def home(prepared, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder in which A and B have finished one run together."""
+    home = tmp_path_factory.mktemp("state")
+    platforms = {name: _participation(home, name, prepared) for name in "AB"}
+    for name, data in prepared.items():
+        (home / name / "data").symlink_to(data.folder)
+    grid = InProcessGrid({name: p.handler() for name, p in platforms.items()}, at_once=1)
+    start = fresh_start(plan, initial_vector(plan))
+    options = RunOptions(platforms=2, evaluate_every=2)
+    lines = CoordinatorLines(sys.stdout)
+    end = Federation(GridCourier(grid), start, options, save=lambda c: None, progress=lines).run()
+    grid.close()
+    assert end.round == plan.federation.rounds
+    assert 0 < end.history[-1].evaluation["ndcg@10"] <= 1
+    for name, platform in platforms.items():
+        # The run is over: only the private part is left, so nothing is asked of a coordinator.
+        platform.run(lambda handle: pytest.fail("the run was already finished"))
+        received = PlatformFolder(home / name).load_received().received
+        np.testing.assert_array_equal(received.vector, end.parameters)
+    return home
+
+
+def test_the_saved_model_is_what_the_steps_give_one_by_one(home, prepared, plan) -> None:
+    trained = PlatformFolder(home / "A").load_trained()
+    received = trained.kept.received
+    assert received.finished
+    dataset = load_dataset(prepared["A"], plan.model, device=CPU)
+    private = train_private(
+        dataset, plan, ExperimentRandomness(plan.seed, "private", "A"), epochs=2
+    )
+    for name, parameter in private.network.named_parameters():
+        np.testing.assert_array_equal(trained.personal.tensors[name], parameter.detach().numpy())
+    network, last = Layout(plan.model).unpack(received.vector, CPU)
+    assert np.abs(last.sketch - received.validation.sketch).max() > 1e-4
+    shared = SharedModel(network=network, statistics=received.validation)
+    mixtures = fit_mixtures(*validation_components(dataset, plan.training, private, shared))
+    assert trained.personal.mixtures == mixtures
+
+
+def test_recommendations_are_the_best_scores_of_the_mixture_over_all_events(
+    home, prepared, plan
+) -> None:
+    found = Recommender(PlatformFolder(home / "A"), "A", CPU).recommend("u7", k=5)
+    assert (found.known, found.notes) == (True, ())
+    assert [item.place for item in found.items] == [1, 2, 3, 4, 5]
+    scores = [item.score for item in found.items]
+    assert scores == sorted(scores, reverse=True)
+    dataset = load_dataset(prepared["A"], plan.model, device=CPU)
+    # The last event of all is known to the model that serves.
+    moment = Moment.at(dataset, plan.training, dataset.split.end)
+    assert dataset.split.end > dataset.histories.day.max()
+    trained = PlatformFolder(home / "A").load_trained()
+    recommender = Recommender(PlatformFolder(home / "A"), "A", CPU)
+    network, statistics = Layout(plan.model).unpack(trained.kept.received.vector, CPU)
+    users = np.array([dataset.histories.user_ids.index("u7")])
+    parts = moment.own_components(users, recommender._private())
+    parts |= moment.shared_components(users, SharedModel(network=network, statistics=statistics))
+    components = moment.components(users, parts).select(FEDERATED)
+    mixed = trained.personal.mixtures.federated.scores(components)[0]
+    best = np.argsort(-mixed, kind="stable")[:5]
+    expected = [dataset.items.item_ids[moment.candidates[column]] for column in best]
+    assert [item.item_id for item in found.items] == expected
+    assert all(item.title == f"Title {item.item_id[1:]} 红茶" for item in found.items)
+    assert all(item.category == (f"kind{int(item.item_id[1:]) % 3}",) for item in found.items)
+
+
+def test_reasons_and_new_only(home, prepared, plan) -> None:
+    dataset = load_dataset(prepared["A"], plan.model, device=CPU)
+    row = dataset.histories.user_ids.index("u7")
+    mine = slice(*dataset.histories.offsets[row : row + 2])
+    had = {dataset.items.item_ids[item] for item in dataset.histories.item[mine]}
+    recommender = Recommender(PlatformFolder(home / "A"), "A", CPU)
+    everything = recommender.recommend("u7", k=100)
+    new = recommender.recommend("u7", k=100, new_only=True)
+    assert had <= {item.item_id for item in everything.items}
+    assert {i.item_id for i in new.items} == {i.item_id for i in everything.items} - had
+    assert {item.reason for item in new.items} <= set(REASONS.values())
+    for item in everything.items:
+        if item.reason.startswith("taken "):
+            assert item.item_id in had
+
+
+def test_an_unknown_user_gets_the_popular_items_and_is_told(home) -> None:
+    found = Recommender(PlatformFolder(home / "A"), "A", CPU).recommend("no\x1b[2Jbody", k=3)
+    assert not found.known
+    assert len(found.items) == 3
+    assert {item.reason for item in found.items} == {COLD_REASON}
+    assert "cold-start" in found.notes[0]
+    # Nothing from outside may steer the terminal.
+    assert "\x1b" not in "".join(found.lines())
+    document = json.loads(found.to_json())
+    assert document["user_id"] == "no\x1b[2Jbody"
+    assert [item["place"] for item in document["items"]] == [1, 2, 3]
+    with pytest.raises(ConfigError, match="k = 0 is below 1"):
+        Recommender(PlatformFolder(home / "A"), "A", CPU).recommend("u7", k=0)
+
+
+def test_an_unfinished_run_keeps_the_last_finished_one_in_service(
+    home, prepared, plan, tmp_path
+) -> None:
+    before = Recommender(PlatformFolder(home / "B"), "B", CPU).recommend("u1", k=3)
+    platform = _participation(home, "B", prepared)
+
+    def stopped(handle) -> None:
+        handle(wire.encode(wire.Welcome(plan=plan.to_json())))
+        vector = initial_vector(plan)
+        request = wire.TrainRequest(run=b"\x07" * 16, round=2, rounds=4, parameters=vector)
+        wire.decode_as(wire.UpdateReply, handle(wire.encode(request)))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        platform.run(stopped)
+    after = Recommender(PlatformFolder(home / "B"), "B", CPU).recommend("u1", k=3)
+    assert after.items == before.items
+    assert after.notes == (
+        "a newer run stands at round 1 of 4 and is not used; this list is from the last "
+        "finished one",
+    )
+
+
+def test_a_platform_stopped_before_its_first_end_says_so(prepared, plan, tmp_path) -> None:
+    platform = _participation(tmp_path, "A", prepared)
+
+    def lost(handle) -> None:
+        handle(wire.encode(wire.Welcome(plan=plan.to_json())))
+        vector = initial_vector(plan)
+        request = wire.TrainRequest(run=bytes(16), round=3, rounds=4, parameters=vector)
+        wire.decode_as(wire.UpdateReply, handle(wire.encode(request)))
+
+    with pytest.raises(FederationError, match="ended before the final model came"):
+        platform.run(lost)
+    with pytest.raises(StateError, match=r"A is not trained yet \(round 2 of 4 .*run first: "):
+        Recommender(PlatformFolder(tmp_path / "A"), "A", CPU)
+    # The folder belongs to A: another id may not go on in it.
+    (tmp_path / "A").rename(tmp_path / "B")
+    with pytest.raises(ConfigError, match="belongs to platform A, not B"):
+        _participation(tmp_path, "B", prepared)
