@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import polars as pl
 
-from crossrec_model.data.quarantine import Reason
 from crossrec_model.data.schema import SOURCE_FAULT, SOURCE_ROW
 from crossrec_model.errors import DataError
 
@@ -53,8 +52,8 @@ def read_csv(file: Path, *, separator: str = ",", quote: str | None = '"') -> pl
         **options,
     )
     blank = pl.all_horizontal(pl.col(column).is_null() for column in [*header, _SURPLUS])
-    surplus = pl.when(pl.col(_SURPLUS).is_not_null()).then(pl.lit(Reason.MALFORMED_ROW.value))
-    return frame.filter(~blank).with_columns(surplus.alias(SOURCE_FAULT)).drop(_SURPLUS)
+    surplus = pl.col(_SURPLUS).is_not_null().alias(SOURCE_FAULT)
+    return frame.filter(~blank).select(SOURCE_ROW, *header, surplus)
 
 
 def read_parquet(file: Path) -> pl.LazyFrame:
@@ -95,7 +94,7 @@ def read_jsonl(file: Path, *, keys: Iterable[str]) -> pl.LazyFrame:
     sample = lines.head(_SAMPLE).collect()[_LINE]
     objects = [o for o in map(_object, sample) if o is not None]
     found = [key for key in keys if any(_has(o, key) for o in objects)]
-    fields = dict.fromkeys([*found, SOURCE_FAULT], pl.String())
+    fields = dict.fromkeys(found, pl.String()) | {SOURCE_FAULT: pl.Boolean()}
     parsed = pl.col(_LINE).map_batches(
         lambda batch: _parse(batch, fields), return_dtype=pl.Struct(fields), is_elementwise=True
     )
@@ -116,15 +115,15 @@ def _schema(file: Path, frame: pl.LazyFrame) -> pl.Schema:
 
 
 def _parse(lines: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.Series:
-    columns: dict[str, list[str | None]] = {name: [] for name in fields}
-    fault = columns.pop(SOURCE_FAULT)
+    columns: dict[str, list[str | None]] = {name: [] for name in fields if name != SOURCE_FAULT}
+    fault: list[bool] = []
     for line in lines:
         content = _object(line)
-        fault.append(Reason.MALFORMED_ROW.value if content is None else None)
+        fault.append(content is None)
         for name, column in columns.items():
             column.append(None if content is None else _text(_value(content, name)))
     series = [pl.Series(name, column, dtype=pl.String) for name, column in columns.items()]
-    frame = pl.DataFrame([*series, pl.Series(SOURCE_FAULT, fault, dtype=pl.String)])
+    frame = pl.DataFrame([*series, pl.Series(SOURCE_FAULT, fault, dtype=pl.Boolean)])
     return frame.to_struct(lines.name)
 
 

@@ -159,7 +159,7 @@ def _refuse(table: str, error: Exception) -> DataError:
 def _from_duckdb(database: str, query: str, table: str, target: Path) -> Path:
     path = target.with_suffix(".parquet")
     literal = "'" + str(path).replace("'", "''") + "'"
-    offline = {"autoinstall_known_extensions": "false"}
+    offline: dict[str, Any] = {"autoinstall_known_extensions": "false"}
     try:
         with closing(duckdb.connect(database, read_only=True, config=offline)) as connection:
             columns = connection.execute(f"DESCRIBE {query}").fetchall()

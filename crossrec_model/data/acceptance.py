@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
-from crossrec_model.data.cleaning import Cleaned, StagedInteractions
-from crossrec_model.data.quarantine import REASON, REMEDIES, Reason
-from crossrec_model.data.rules import KNOWN_ITEM
+from crossrec_model.data.cleaning import Cleaned
+from crossrec_model.data.quarantine import RAW_PREFIX, REASON, REMEDIES, Reason
 from crossrec_model.data.schema import SOURCE_FILE, SOURCE_ROW
+from crossrec_model.data.staging import StagedInteractions
 from crossrec_model.data.summary import TableSummary
 from crossrec_model.errors import DataError
+
+_FIRST_ROWS: Final = 1_000_000
 
 
 def check_usable(cleaned: Cleaned, *, max_bad: float, quarantine: Path) -> None:
@@ -58,30 +61,31 @@ def _check_share(
 
 
 def _check_coverage(staged: StagedInteractions) -> None:
-    named, known = item_coverage(staged)
-    if known < named / 2:
-        raise DataError(
-            f"catalogue: it has {known:,} of the {named:,} items that interactions name, below one "
-            "half; check that both tables map the same item code to item_id"
-        )
+    """Refuse a catalogue that knows fewer than half of the items that interactions name."""
+    lost = staged.rejected().filter(pl.col(REASON) == Reason.UNKNOWN_ITEM.value)
+    unknown = _distinct_items(lost)
+    known = 0
+    # The first rows mostly show enough items to see that the catalogue is not the problem.
+    for rows in (staged.kept().head(_FIRST_ROWS), staged.kept()):
+        known = _distinct_items(rows)
+        if known >= unknown:
+            return
+    raise DataError(
+        f"catalogue: it has {known:,} of the {known + unknown:,} items that interactions name, "
+        "below one half; check that both tables map the same item code to item_id"
+    )
+
+
+def _distinct_items(rows: pl.LazyFrame) -> int:
+    return int(rows.select(pl.col("item_id").n_unique()).collect(engine="streaming").item())
 
 
 def _unknown_events(staged: StagedInteractions, limit: int = 3) -> list[str]:
     """The most frequent event codes that the schema doesn't know, most frequent first."""
-    bad = pl.scan_parquet(staged.file).filter(pl.col(REASON) == Reason.UNKNOWN_EVENT.value)
-    counts = bad.group_by("event").len().collect(engine="streaming")
-    return counts.sort(["len", "event"], descending=[True, False])["event"].head(limit).to_list()
-
-
-def item_coverage(staged: StagedInteractions) -> tuple[int, int]:
-    """How many distinct items the otherwise good interactions name, and how many are known."""
-    usable = pl.scan_parquet(staged.file).filter(
-        pl.col(REASON).is_null() | (pl.col(REASON) == Reason.UNKNOWN_ITEM.value)
-    )
-    items = usable.group_by("item_id").agg(pl.col(KNOWN_ITEM).first())
-    known = pl.col(KNOWN_ITEM).is_not_null().sum().alias("known")
-    counts = items.select(pl.len().alias("named"), known).collect(engine="streaming")
-    return int(counts["named"][0]), int(counts["known"][0])
+    bad = staged.rejected().filter(pl.col(REASON) == Reason.UNKNOWN_EVENT.value)
+    code = pl.col(f"{RAW_PREFIX}event").alias("code")
+    counts = bad.group_by(code).len().collect(engine="streaming")
+    return counts.sort(["len", "code"], descending=[True, False])["code"].head(limit).to_list()
 
 
 def _first_rejected(rejected: pl.LazyFrame, reason: Reason) -> str:

@@ -7,12 +7,9 @@ from typing import Final
 
 import polars as pl
 
-from crossrec_model.data.cleaning import POSITION
+from crossrec_model.data.staging import POSITION, ROWS_IN_MEMORY
 
-_CODE: Final = "user_code"
 _PART: Final = "part"
-#: Rows that are sorted in memory at once (about 0.3 KiB a row at the peak).
-ROWS_IN_MEMORY: Final = 10_000_000
 
 
 def write_ordered(
@@ -26,36 +23,45 @@ def write_ordered(
     Args:
         frame: clean interactions with `position`, which is not written.
         file: Parquet file, overwritten.
-        scratch: an empty folder for temporary files.
+        scratch: a folder for temporary files.
         rows_in_memory: the target size of one range, at least 1.
 
     Returns:
         Distinct user ids, ascending.
     """
     counts = frame.group_by("user_id").len().collect(engine="streaming").sort("user_id")
-    dealt = pl.Series((counts["len"].cast(pl.Int64).cum_sum() - 1) // rows_in_memory)
-    users = counts.select("user_id", dealt.alias(_PART)).with_row_index(_CODE)
-    coded = frame.join(users.lazy(), on="user_id", how="left")
-    parts = users[_PART].unique().sort().to_list()
+    dealt = (counts["len"].cast(pl.Int64).cum_sum() - 1) // rows_in_memory
+    users = counts["user_id"]
+    parts = dealt.unique().sort().to_list()
     if len(parts) <= 1:
-        _sorted(coded.drop(_PART)).write_parquet(file)
-        return users["user_id"]
+        _sorted(frame, users).write_parquet(file, compression="lz4")
+        return users
+    ranges = pl.LazyFrame({"user_id": users, _PART: dealt})
     target = pl.PartitionBy(scratch / "ranges", key=_PART, include_key=False)
-    coded.sink_parquet(target, compression="lz4", mkdir=True, engine="streaming")
+    frame.join(ranges, on="user_id", how="left").sink_parquet(
+        target, compression="lz4", mkdir=True, engine="streaming"
+    )
     ordered = [scratch / f"sorted-{part:06}.parquet" for part in parts]
     for part, path in zip(parts, ordered, strict=True):
-        _sorted(pl.scan_parquet(scratch / "ranges" / f"{_PART}={part}")).write_parquet(
-            path, compression="lz4"
-        )
-    pl.scan_parquet(ordered).sink_parquet(file, maintain_order=True, engine="streaming")
-    return users["user_id"]
+        rows = pl.scan_parquet(scratch / "ranges" / f"{_PART}={part}")
+        _sorted(rows, users.filter(dealt == part)).write_parquet(path, compression="lz4")
+    pl.scan_parquet(ordered).sink_parquet(
+        file, compression="lz4", maintain_order=True, engine="streaming"
+    )
+    return users
 
 
-def _sorted(frame: pl.LazyFrame) -> pl.DataFrame:
-    # One 128-bit key (code, time, position) sorts three times as fast as three columns do, and
-    # one chunk a column gathers seven times as fast as the many that a stream leaves behind.
-    rows = frame.collect(engine="streaming").rechunk()
+def _sorted(frame: pl.LazyFrame, users: pl.Series) -> pl.DataFrame:
+    """Rows by user, time and position.
+
+    One 128-bit key sorts three times as fast as three columns do, and one chunk a column gathers
+    seven times as fast as the many that a stream leaves behind.
+    """
+    # An Enum over the sorted users is their rank.
+    rank = pl.col("user_id").cast(pl.Enum(users)).to_physical()
+    rows = frame.with_columns(rank.alias("user_id")).collect(engine="streaming").rechunk()
     time = pl.col("time").to_physical().cast(pl.Int128)
-    key = pl.col(_CODE).cast(pl.Int128) * 2**88 + (time + 2**55) * 2**32 + pl.col(POSITION)
+    key = pl.col("user_id").cast(pl.Int128) * 2**88 + (time + 2**55) * 2**32 + pl.col(POSITION)
     order = rows.select(key.arg_sort()).to_series()
-    return rows.drop(_CODE, POSITION)[order]
+    ordered = rows.drop(POSITION)[order]
+    return ordered.with_columns(users.gather(ordered["user_id"]).alias("user_id"))

@@ -99,7 +99,7 @@ def prepare(
     _check_arguments(into, now, max_bad, min_users)
     with _workspace(into) as work, _readable(source.name):
         folder = work / "folder"
-        cleaned = clean(source, now=now, file=work / "staged.parquet")
+        cleaned = clean(source, now=now, folder=work / "ranges")
         for table, rows in cleaned.rejected().items():
             (folder / _QUARANTINE).mkdir(exist_ok=True)
             write_quarantine(rows, folder / _QUARANTINE / f"{table}.csv")

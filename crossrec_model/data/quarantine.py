@@ -9,7 +9,15 @@ from typing import Final
 
 import polars as pl
 
-from crossrec_model.data.schema import SOURCE_FAULT, SOURCE_FILE, SOURCE_ROW, SOURCE_TIME
+from crossrec_model.data.schema import (
+    CATALOGUE,
+    INTERACTIONS,
+    SOURCE_FAULT,
+    SOURCE_FILE,
+    SOURCE_ROW,
+    SOURCE_TIME,
+    USERS,
+)
 
 REASON: Final = "reason"
 RAW_PREFIX: Final = "raw_"
@@ -66,11 +74,13 @@ def write_quarantine(rejected: pl.LazyFrame, file: Path) -> None:
     schema = rejected.collect_schema()
     first = [REASON, SOURCE_FILE, SOURCE_ROW]
     skipped = {*first, SOURCE_FAULT, SOURCE_TIME}
-    values = [
-        _as_text(column, schema)
-        for column in schema
-        if column not in skipped and not column.startswith(RAW_PREFIX)
-    ]
+    columns = [c for c in schema if c not in skipped and not c.startswith(RAW_PREFIX)]
+    order = {
+        column: place
+        for place, column in enumerate(dict.fromkeys([*INTERACTIONS, *CATALOGUE, *USERS]))
+    }
+    columns.sort(key=lambda column: order.get(column, len(order)))
+    values = [_as_text(column, schema) for column in columns]
     rejected.select(*first, *values).sink_csv(file, engine="streaming")
 
 

@@ -19,13 +19,13 @@ from crossrec_model.data.schema import (
     TIME,
     USERS,
     VECTORS,
-    Event,
 )
 
 EARLIEST: Final = datetime(1990, 1, 1, tzinfo=UTC)
+#: Added to interactions by a join with the catalogue.
+KNOWN_ITEM: Final = "known_item"
 _FIRST: Final = datetime(1, 1, 2, tzinfo=UTC)
 _LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
-KNOWN_ITEM: Final = "known_item"
 #: What decoders put in place of bytes that are not UTF-8.
 _REPLACEMENT: Final = "\ufffd"
 _TRUE: Final = ("true", "t", "yes", "y", "1")
@@ -40,31 +40,38 @@ class Rules:
     broken: tuple[tuple[Reason, pl.Expr], ...]
 
 
-def judge(frame: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
-    """Read every value and add `reason` (Enum, null for a good row) and `raw_…` of bad rows."""
+def read(frame: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
+    """Every value in its type, and as `raw_…` the text that it was read from."""
+    return frame.select(*rules.values)
+
+
+def judge(read: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
+    """Add `reason` (Enum, null for a good row); only bad rows keep their `raw_…`."""
     reasons = pl.Enum([reason.value for reason in Reason])
     reason = pl.coalesce(
         pl.when(broken).then(pl.lit(name.value, dtype=reasons)) for name, broken in rules.broken
     )
-    read = frame.select(*rules.values).with_columns(reason.alias(REASON))
     raw = [column for column in read.collect_schema() if column.startswith(RAW_PREFIX)]
     bad = pl.col(REASON).is_not_null()
-    return read.with_columns(pl.when(bad).then(pl.col(column)).alias(column) for column in raw)
+    return read.with_columns(reason.alias(REASON)).with_columns(
+        pl.when(bad).then(pl.col(column)).alias(column) for column in raw
+    )
 
 
 def interaction_rules(schema: pl.Schema, now: datetime) -> Rules:
-    """Rules for interactions; the frame also has `known_item`, null for an unknown item."""
+    """Rules for interactions; to be judged they need `known_item`, null for an unknown item."""
     numbers = [column for column in ("quantity", "price") if column in schema]
-    texts = _texts(schema, INTERACTIONS)
-    values = [*_origin(schema), KNOWN_ITEM, *(_text(c) for c in texts), *_time(schema)]
+    texts = [column for column in _texts(schema, INTERACTIONS) if column != "event"]
+    values = [*_origin(schema), *(_text(c) for c in texts), *_time(schema)]
+    values += _event()
     for column in numbers:
         values += _number(column, schema)
     broken = [
-        *_unreadable(schema, texts),
+        *_unreadable(schema, [*texts, f"{RAW_PREFIX}event"]),
         (Reason.MISSING_USER, pl.col("user_id").is_null()),
         (Reason.MISSING_ITEM, pl.col("item_id").is_null()),
-        (Reason.MISSING_EVENT, pl.col("event").is_null()),
-        (Reason.UNKNOWN_EVENT, ~pl.col("event").is_in([event.value for event in Event])),
+        (Reason.MISSING_EVENT, pl.col(f"{RAW_PREFIX}event").is_null()),
+        (Reason.UNKNOWN_EVENT, pl.col("event").is_null()),
         *_time_rules(schema, now),
     ]
     if "quantity" in numbers:
@@ -132,7 +139,7 @@ def _texts(schema: pl.Schema, canonical: dict[str, pl.DataType | type[pl.DataTyp
     texts = [
         c for c, dtype in canonical.items() if dtype == pl.String or isinstance(dtype, pl.Enum)
     ]
-    further = [c for c in schema if c not in canonical and c not in own and c != KNOWN_ITEM]
+    further = [c for c in schema if c not in canonical and c not in own]
     return [column for column in texts if column in schema] + further
 
 
@@ -140,6 +147,12 @@ def _text(column: str) -> pl.Expr:
     """Text without surrounding white space; null where nothing is left."""
     text = pl.col(column).cast(pl.String).str.strip_chars()
     return pl.when(text.str.len_bytes() > 0).then(text).alias(column)
+
+
+def _event() -> list[str | pl.Expr]:
+    code = _text("event")
+    event = code.cast(INTERACTIONS["event"], strict=False)
+    return [event.alias("event"), code.alias(f"{RAW_PREFIX}event")]
 
 
 def _time(schema: pl.Schema) -> list[str | pl.Expr]:
@@ -185,7 +198,7 @@ def _unreadable(schema: pl.Schema, texts: list[str]) -> list[tuple[Reason, pl.Ex
         damaged = damaged | path.str.contains(_REPLACEMENT, literal=True).fill_null(value=False)
     rules = [(Reason.BAD_ENCODING, damaged)]
     if SOURCE_FAULT in schema:
-        rules.insert(0, (Reason.MALFORMED_ROW, pl.col(SOURCE_FAULT).is_not_null()))
+        rules.insert(0, (Reason.MALFORMED_ROW, pl.col(SOURCE_FAULT)))
     return rules
 
 

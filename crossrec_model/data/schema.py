@@ -62,7 +62,7 @@ ATTRIBUTE_PREFIX: Final = "attribute_"
 SOURCE_FILE: Final = "source_file"
 #: Number of the record in its file, from 1; a CSV header is not a record.
 SOURCE_ROW: Final = "source_row"
-#: Optional: why the source itself could not read the row (`malformed_row`); null where it could.
+#: Optional Boolean: the source itself could not read the row.
 SOURCE_FAULT: Final = "source_fault"
 #: Optional: the text that `time` was parsed from; tells an unreadable time from a missing one.
 SOURCE_TIME: Final = "source_time"
@@ -70,3 +70,15 @@ SOURCE_TIME: Final = "source_time"
 VECTORS: Final = ("vector_text", "vector_image", "vector_audio")
 #: Two interactions that agree in all of these are one event delivered twice.
 IDENTITY: Final = ("user_id", "item_id", "event", "time", "quantity", "price", "shop_id")
+
+
+def canonical_columns(
+    schema: pl.Schema, canonical: dict[str, pl.DataType | type[pl.DataType]]
+) -> list[pl.Expr]:
+    """Every canonical column in its type (null where the source has none), then further ones."""
+    columns = [
+        (pl.col(c) if c in schema else pl.lit(None)).cast(dtype).alias(c)
+        for c, dtype in canonical.items()
+    ]
+    prefix = CONTEXT_PREFIX if canonical is INTERACTIONS else ATTRIBUTE_PREFIX
+    return columns + [pl.col(column) for column in schema if column.startswith(prefix)]

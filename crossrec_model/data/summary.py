@@ -118,3 +118,8 @@ class CleaningSummary:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"the summary is damaged ({error}); prepare the data again") from None
+
+
+def by_reason(counts: Mapping[str, int]) -> dict[Reason, int]:
+    """Counts above zero, in the order of the rules."""
+    return {reason: counts[reason.value] for reason in Reason if counts.get(reason.value)}

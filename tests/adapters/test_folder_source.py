@@ -148,7 +148,7 @@ class TestJsonlFolder(SourceConformance):
         events = source.interactions().collect()
         assert events["user_id"].to_list() == ["1", "2", "3", None, None, "\ufffd"]
         assert events["source_row"].to_list() == [1, 2, 3, 4, 5, 7]
-        assert events["source_fault"].to_list() == [None] * 3 + ["malformed_row"] * 2 + [None]
+        assert events["source_fault"].to_list() == [False] * 3 + [True] * 2 + [False]
         assert events["time"][0] == datetime(2023, 11, 14, 22, 13, 20, 1000, tzinfo=UTC)
         catalogue = source.catalogue().collect()
         assert catalogue["item_id"].to_list() == ["i", "12345678901234567890123"]
