@@ -70,8 +70,8 @@ with warnings.catch_warnings():
 HEARTBEAT_S: Final = 10.0
 #: Heartbeats go out more often than promised, so that one lost on the way costs nothing.
 BEAT_EVERY_S: Final = 3.0
-#: An idle platform polls at 5% of the time it has been idle, between these bounds (seconds).
-POLL_S: Final = (0.02, 0.5)
+#: An idle platform polls at a tenth of the time it has been idle, between these bounds (seconds).
+POLL_S: Final = (0.03, 0.5)
 #: A call that fails on the way is repeated for this long before the connection counts as lost.
 PATIENCE_S: Final = 10.0
 GOODBYE_S: Final = 2.0
@@ -262,7 +262,7 @@ class _Session:
             except (ObjectPullError, ObjectPushError) as error:
                 _LOG.warning("a message was withdrawn: %s", error)
             idle = time.monotonic() - idle_since
-            time.sleep(min(POLL_S[1], max(POLL_S[0], 0.05 * idle)))
+            time.sleep(min(POLL_S[1], max(POLL_S[0], 0.1 * idle)))
 
     def _receive(self) -> tuple[Message, int] | None:
         """Return the next message in full and its run, None if there is none."""

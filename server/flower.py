@@ -87,8 +87,7 @@ class GridCourier:
 
     #: A waiter polls at 2% of the time it has waited, between these bounds (seconds).
     POLL_S: Final = (0.01, 0.25)
-    #: How often nodes that stay silent are checked for being online at all, in seconds.
-    CHECK_ONLINE_S: Final = 1.0
+    CHECK_ONLINE_S: Final = 1.0  # how often silent nodes are checked for being online
 
     def __init__(
         self, grid: Grid, withdraw: Callable[[Iterable[str]], None] = lambda _ids: None
@@ -97,10 +96,9 @@ class GridCourier:
         self._serial = 0
 
     def nodes(self) -> dict[NodeId, float]:
-        """Return the nodes online; the mark is the time until which Flower counts it as online.
+        """Return the nodes online; a mark is the time until which Flower counts a node as online.
 
-        Flower waits for two heartbeat intervals. One is enough here, since our platforms send three
-        heartbeats in each.
+        Flower waits for two heartbeat intervals; one is enough, as our platforms send three in it.
         """
         now = time.time()
         return {
@@ -117,7 +115,9 @@ class GridCourier:
             return {}
         end = time.monotonic() + timeout_s
         nodes = list(payloads)
-        ids = self._grid.push_messages([self._message(n, payloads[n]) for n in nodes])
+        # One record for equal payloads: a broadcast is cut and hashed once, not once a node.
+        records = {payload: to_record(payload) for payload in set(payloads.values())}
+        ids = self._grid.push_messages([self._message(n, records[payloads[n]]) for n in nodes])
         sent = {node: message_id for node, message_id in zip(nodes, ids, strict=True) if message_id}
         results: dict[NodeId, bytes | Lost] = {n: Lost(Loss.GONE) for n in nodes if n not in sent}
         answers: queue.Queue[tuple[NodeId, bytes | Lost]] = queue.Queue()
@@ -133,7 +133,7 @@ class GridCourier:
             self._withdraw([sent[node] for node in sent if node not in results])
         return {node: results.get(node, Lost(Loss.LATE)) for node in nodes}
 
-    def _message(self, node: NodeId, payload: bytes) -> Message:
+    def _message(self, node: NodeId, record: RecordDict) -> Message:
         # Flower names a message by its content, so equal ones need something that differs.
         self._serial += 1
         metadata = Metadata(
@@ -147,7 +147,7 @@ class GridCourier:
             ttl=_TIME_TO_LIVE_S,
             message_type=MESSAGE_TYPE,
         )
-        return make_message(metadata=metadata, content=to_record(payload))
+        return make_message(metadata=metadata, content=record)
 
     def _collect(
         self,
@@ -190,8 +190,7 @@ class GridCourier:
                 gap = min(high, max(low, 0.02 * (time.monotonic() - started)))
                 stop.wait(gap * max(1.0, waiters / 10))
         except Exception:
-            # Once nobody waits any more, Flower may have thrown away what this waiter was reading.
-            if not stop.is_set():
+            if not stop.is_set():  # else Flower may have dropped what this waiter was reading
                 _LOG.exception("no answer from node %s", node)
             answers.put((node, Lost(Loss.FAILED)))
 
@@ -309,29 +308,25 @@ class Link:
 
 def _settings() -> SuperLinkLifespanConfig:
     """Return settings that start nothing but the web application itself."""
+    tls = ("certificates", "ssl_ca_certfile", "ssl_certfile", "ssl_keyfile")
+    plugins = ("event_log_plugin", "fleet_event_log_plugin", "artifact_provider")
+    addresses = ("health_server_address", "fleet_api_address")
+    absent: dict[str, Any] = dict.fromkeys((*tls, *plugins, *addresses))
     return SuperLinkLifespanConfig(
         control_address="",
-        health_server_address=None,
         host="",
         port=0,
         insecure=True,
-        certificates=None,
         superexec_auth_secret=os.urandom(32),
         authn_plugin=NoOpControlAuthnPlugin(),
-        event_log_plugin=None,
-        fleet_event_log_plugin=None,
         enable_event_log=False,
-        artifact_provider=None,
         enable_supernode_auth=False,
         fleet_api_type="grpc-rere",
-        fleet_api_address=None,
         simulation=False,
-        ssl_ca_certfile=None,
-        ssl_certfile=None,
-        ssl_keyfile=None,
         database=FLWR_IN_MEMORY_DB_NAME,
         isolation="process",
         runtime_dependency_install=False,
+        **absent,
     )
 
 
@@ -343,7 +338,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation on whatever grid Flower hands us.
 
-    The run configuration may hold `state` (folder), `plan` (TOML file) and `platforms` (number).
+    The run configuration may hold `state` (folder), `plan` (TOML file) and `platforms`.
     """
     from crossrec_model.parameters import initial_vector
 

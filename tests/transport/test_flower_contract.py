@@ -16,6 +16,7 @@ from counting_platform import make_handler
 
 from clients import flower as platform_side
 from crossrec_model.config import Plan
+from crossrec_model.parameters import initial_vector
 from crossrec_model.wire import messages as wire
 from server import flower as coordinator_side
 from server.checkpoint import CheckpointStore
@@ -137,13 +138,8 @@ def test_a_record_of_sixteen_mebibytes_is_cut_into_four_pieces() -> None:
 
 def test_both_apps_are_ordinary_flower_apps(tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
-    plan.write_text(
-        "[model]\nbuckets = 16\ndimension = 2\ntower = [8, 1]\n"
-        "[federation]\nrounds = 2\nmin_platforms = 2\n",
-        encoding="utf-8",
-    )
-    parameters = pytest.importorskip("crossrec_model.parameters")
-    dimension = len(parameters.initial_vector(Plan.from_toml(plan)))
+    plan.write_text("[federation]\nrounds = 2\nmin_platforms = 2\n", encoding="utf-8")
+    dimension = len(initial_vector(Plan.from_toml(plan)))
     grid = InProcessGrid({name: make_handler(name, dimension) for name in "AB"})
     context = coordinator_side.Context(
         run_id=1,
@@ -181,7 +177,7 @@ def test_the_client_app_builds_its_platform_from_the_node_configuration(
     )
     courier = coordinator_side.GridCourier(InProcessGrid({}))
     for _ in range(2):
-        hello = wire.encode(wire.Hello(session=bytes(16)))
+        hello = coordinator_side.to_record(wire.encode(wire.Hello(session=bytes(16))))
         message = courier._message(coordinator_side.NodeId(7), hello)
         reply = platform_side.app(message=message, context=context)
         payload = coordinator_side.from_record(reply.content)
