@@ -39,9 +39,6 @@ def main(arguments: Sequence[str], *, initial: InitialModel | None = None) -> in
     except CrossrecError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except Stopped as stopped:
-        print("stopped; the state is saved: go on with --resume", flush=True)
-        return 128 + stopped.number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,8 +81,14 @@ def _certificates(arguments: Sequence[str]) -> int:
 def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
     tls = _tls(options)
     plan = Plan.from_toml(options.plan) if options.plan else None
-    with _stoppable():
-        return _coordinate(options, plan, tls, initial)
+    try:
+        with _stoppable():
+            return _coordinate(options, plan, tls, initial)
+    except Stopped as stopped:
+        saved = any((options.state / "checkpoints").glob("round-*.json"))
+        hint = "the state is saved: go on with --resume" if saved else "nothing was begun yet"
+        print(f"stopped; {hint}", flush=True)
+        return 128 + stopped.number
 
 
 def _coordinate(

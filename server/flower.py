@@ -336,10 +336,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the federation on whatever grid Flower hands us.
-
-    The run configuration may hold `state` (folder), `plan` (TOML file) and `platforms`.
-    """
+    """Run on Flower's grid; its run configuration may hold `state`, `plan` and `platforms`."""
     from crossrec_model.parameters import initial_vector
 
     settings = {name: str(value) for name, value in context.run_config.items()}
