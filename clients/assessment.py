@@ -1,4 +1,4 @@
-"""How good a platform's rankings are on held-out weeks: every row of the table, on the same users."""
+"""How good a platform's rankings are on held-out weeks: every row of the table, same users."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from clients.dataset import Dataset
+from clients.graph import user_items
 from clients.personal import Mixtures, fit_mixtures, validation_components
 from clients.private import PrivateModel
 from clients.scoring import FEDERATED, LOCAL, Moment, SharedModel
-from clients.graph import user_items
 from crossrec_model.config import TrainingConfig
 from crossrec_model.evaluation.baselines import (
     Baseline,
@@ -30,7 +30,7 @@ from crossrec_model.statistics import active_users
 Int = npt.NDArray[np.int64]
 
 KNN_GRID: Final[tuple[Baseline, ...]] = tuple(
-    ItemKnn(shrink=shrink, neighbours=count) for shrink in (10.0, 100.0) for count in (50, 200, None)
+    ItemKnn(shrink=shrink, neighbours=count) for shrink in (10.0, 100.0) for count in (200, None)
 )
 EASE_GRID: Final[tuple[Baseline, ...]] = tuple(Ease(l2=l2) for l2 in (200.0, 500.0, 1000.0))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
+import torch
 
 from clients.dataset import Dataset
 from clients.graph import bought_together, nearest, user_items
@@ -51,7 +53,7 @@ def train_private(
     epochs: int,
     note: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> PrivateModel:
-    """Train on the platform's events before the validation weeks; `note(epoch, loss)` as it goes."""
+    """Train on the events before the validation weeks; `note(epoch, loss)` as it goes."""
     end = dataset.split.validation
     config = private_config(plan.model)
     graph = bought_together(user_items(dataset.histories, len(dataset.items), end))
@@ -66,3 +68,20 @@ def train_private(
         one = steps(data, plan, statistics, popularity, stream.child("epoch", epoch))
         note(epoch, train_steps(network, optimizer, one, plan))
     return PrivateModel(network=network, statistics=statistics, tensors=tensors)
+
+
+def restore_private(
+    dataset: Dataset,
+    plan: Plan,
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    statistics: Statistics,
+    *,
+    day: float,
+) -> PrivateModel:
+    """The model of saved network tensors, over the graph of what was taken before `day`."""
+    network = Network(private_config(plan.model)).to(dataset.device)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    graph = bought_together(user_items(dataset.histories, len(dataset.items), day))
+    return PrivateModel(
+        network=network, statistics=statistics, tensors=private_tensors(dataset, plan.model, graph)
+    )

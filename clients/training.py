@@ -13,7 +13,7 @@ from crossrec_model.config import Plan, TrainingConfig
 from crossrec_model.data.items import ItemTable
 from crossrec_model.data.sampling import BlockSampler, UserBlock
 from crossrec_model.data.users import Float64, HistoryIndex, Int
-from crossrec_model.encoding import ItemTensors, encode_items, encode_users
+from crossrec_model.encoding import ItemTensors, encode
 from crossrec_model.network import Network
 from crossrec_model.objective import user_losses
 from crossrec_model.randomness import ExperimentRandomness
@@ -78,16 +78,14 @@ def to_device(block: UserBlock, device: torch.device) -> UserBlock:
 
 def losses(network: Network, step: Step, plan: Plan) -> Tensor:
     """Loss of each user of a step, [B]; every distinct item is encoded once."""
-    block, negatives = step.block, step.negatives
-    b, length = block.history.shape
-    rows = torch.cat([block.history.flatten(), block.positives.flatten(), negatives])
+    block = step.block
+    rows = torch.cat([block.positives.flatten(), step.negatives])
     distinct, place = torch.unique(rows, return_inverse=True)
-    encoded = encode_items(network, step.tensors, distinct)
-    history, positive, negative = place.split([b * length, block.positives.numel(), len(negatives)])
-    u = encode_users(network, block, encoded.e[history].view(b, length, -1), step.numbers)  # [B, D]
+    ranked = encode(network, step.tensors, distinct, block, step.numbers)
+    positive, negative = place.split([block.positives.numel(), len(step.negatives)])
     positive = positive.view_as(block.positives)
-    taken = network.pair_logits(encoded.h[positive], encoded.e[positive], u)  # [B, M]
-    left = network.all_logits(encoded.h[negative], encoded.e[negative], u)  # [B, N]
+    taken = network.pair_logits(ranked.h[positive], ranked.e[positive], ranked.u)  # [B, M]
+    left = network.all_logits(ranked.h[negative], ranked.e[negative], ranked.u)  # [B, N]
     return user_losses(plan.training.objective, taken, block.mask, left)
 
 
@@ -95,7 +93,7 @@ def optimizer_for(network: Network, config: TrainingConfig) -> torch.optim.Optim
     """The plan's local optimiser."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(network.parameters(), lr=config.learning_rate)
-    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-6)
+    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-6, fused=True)
 
 
 def train_steps(

@@ -38,8 +38,8 @@ class ModelConfig:
     """Sizes of the shared network (`network.py`)."""
 
     buckets: int = 2**16
-    dimension: int = 32
-    neighbours: int = 4
+    dimension: int = 64
+    neighbours: int = 2
     relations: tuple[str, ...] = ("self", "category", "brand")
     #: Character n-grams kept of a title.
     title_grams: int = 6
@@ -61,9 +61,9 @@ class ModelConfig:
         _one_of("model.activation", self.activation, get_args(Activation))
         for relation in self.relations:
             _one_of("model.relations", relation, RELATIONS)
-        if self.tower[0] != 4 * self.dimension or self.tower[-1] != 1 or len(self.tower) < 2:
+        if self.tower[0] != 2 * self.dimension or self.tower[-1] != 1 or len(self.tower) < 2:
             raise ConfigError(
-                f"model.tower = {list(self.tower)} must start at 4 x dimension = {4 * self.dimension} "
+                f"model.tower = {list(self.tower)} must start at 2 x dimension = {2 * self.dimension} "
                 "and end at 1; change the tower or the dimension"
             )
 
@@ -76,11 +76,11 @@ class TrainingConfig:
     optimizer: LocalOptimizer = "adam"
     learning_rate: float = 0.003
     epochs: int = 1
-    users_per_step: int = 256
+    users_per_step: int = 128
     history: int = 64
     positives: int = 20
     negatives: int = 256
-    window_days: float = 28.0
+    window_days: float = 14.0
     recency_days: float = 90.0
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class TrainingConfig:
 class FederationConfig:
     """Rounds, cohort and the server's optimiser (Reddi et al. 2021, Algorithm 2)."""
 
-    rounds: int = 20
+    rounds: int = 14
     min_platforms: int = 3
     round_timeout_s: float = 600.0
     optimizer: ServerOptimizer = "fedavg"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossrec_model.data.items import ItemTable
 from crossrec_model.data.sampling import UserBlock
@@ -36,40 +36,74 @@ class ItemTensors:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """Vectors of some items: e [n, D] and, after the graph, h [n, D]."""
+    """Vectors of the ranked items, e and after the graph h [n, D], and of the users, u [B, D]."""
 
     e: Tensor
     h: Tensor
+    u: Tensor
 
 
-def encode_items(network: Network, items: ItemTensors, rows: Tensor) -> Encoded:
-    """Vectors of distinct item rows int64 [n]."""
-    e = network.embed_items(items.buckets[rows], items.vectors[rows])
-    return Encoded(e=e, h=_layer(network, items, rows, e, len(network.graph)))
+def encode(
+    network: Network, items: ItemTensors, rows: Tensor, block: UserBlock, numbers: Tensor
+) -> Encoded:
+    """Ranked items (distinct ascending rows int64 [n]) and users of a block.
 
-
-def _layer(network: Network, items: ItemTensors, rows: Tensor, e: Tensor, depth: int) -> Tensor:
-    """h^depth of rows [n]; `e` is their h^0. Neighbours are embedded once however often they occur."""
-    if depth == 0:
-        return e
-    relations = network.config.relations
-    own = _layer(network, items, rows, e, depth - 1)
-    around = items.neighbours[rows]  # [n, R, K]
-    seen = around >= 0
-    if not around.numel() or not seen.any():
-        means = own.new_zeros(len(rows), len(relations), own.shape[1])
-    else:
-        distinct, place = torch.unique(around.clamp(min=0), return_inverse=True)
-        base = network.embed_items(items.buckets[distinct], items.vectors[distinct])
-        vectors = _layer(network, items, distinct, base, depth - 1)[place]  # [n, R, K, D]
-        share = seen / seen.sum(-1, keepdim=True).clamp(min=1)  # [n, R, K]
-        means = torch.einsum("nrkd,nrk->nrd", vectors, share.to(vectors.dtype))
-    parts = [own if r == "self" else means[:, i] for i, r in enumerate(relations)]
-    result: Tensor = network.graph[depth - 1](torch.stack(parts, dim=1))
-    return result
-
-
-def encode_users(network: Network, block: UserBlock, history: Tensor, numbers: Tensor) -> Tensor:
-    """e_u [B, D] from the vectors of the block's history items [B, H, D] and standardised numbers."""
+    `numbers` float32 [B, S] are standardised. The embedding table is read once, for every item and
+    context that occurs anywhere: one dense gradient instead of one a use.
+    """
+    levels = _levels(items, rows, len(network.layers()))
+    known = torch.unique(torch.cat([levels[-1], block.history.flatten()]))
+    width = items.buckets.shape[1]
+    context = nn.functional.pad(block.context, (0, max(0, width - block.context.shape[1])))
+    if context.shape[1] > width:
+        raise ValueError(f"{context.shape[1]} context codes don't fit into {width} bucket columns")
+    sums = network.look_up(torch.cat([items.buckets[known], context]))
+    e = network.embed_items(sums[: len(known)], items.vectors[known])
+    history = e[torch.searchsorted(known, block.history)]  # [B, H, D]
     pooled = torch.einsum("bhd,bhk->bkd", history, block.weights)  # [B, 2, D]
-    return network.embed_users(pooled, block.context, numbers)
+    u = network.embed_users(pooled, sums[len(known) :], numbers)
+    return Encoded(
+        e=e[torch.searchsorted(known, rows)], h=_convolved(network, items, levels, known, e), u=u
+    )
+
+
+def encode_items(network: Network, items: ItemTensors, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(e, h) [n, D] of distinct ascending item rows int64 [n]."""
+    levels = _levels(items, rows, len(network.layers()))
+    known = levels[-1]
+    e = network.embed_items(network.look_up(items.buckets[known]), items.vectors[known])
+    return e[torch.searchsorted(known, rows)], _convolved(network, items, levels, known, e)
+
+
+def encode_users(network: Network, items: ItemTensors, block: UserBlock, numbers: Tensor) -> Tensor:
+    """U [B, D] of a block's users alone."""
+    none = block.history.new_zeros(0)
+    return encode(network, items, none, block, numbers).u
+
+
+def _levels(items: ItemTensors, rows: Tensor, depth: int) -> list[Tensor]:
+    """Rows, then rows with their neighbours, and so on: what each graph layer reads, ascending."""
+    levels = [rows]
+    for _ in range(depth):
+        around = items.neighbours[levels[-1]].flatten()
+        levels.append(torch.unique(torch.cat([levels[-1], around[around >= 0]])))
+    return levels
+
+
+def _convolved(
+    network: Network, items: ItemTensors, levels: list[Tensor], known: Tensor, e: Tensor
+) -> Tensor:
+    """H [n, D] of levels[0], from the vectors e of the `known` rows, layer by layer."""
+    h = e[torch.searchsorted(known, levels[-1])]
+    layers = network.layers()
+    for number, layer in enumerate(layers, start=1):
+        rows, wider = levels[len(layers) - number], levels[len(layers) - number + 1]
+        own = h[torch.searchsorted(wider, rows)]  # [n, D]
+        around = items.neighbours[rows]  # [n, R, K]
+        seen = around >= 0
+        share = seen / seen.sum(-1, keepdim=True).clamp(min=1)  # [n, R, K]
+        near = torch.searchsorted(wider, around.clamp(min=0)).clamp(max=max(len(wider) - 1, 0))
+        means = torch.einsum("nrkd,nrk->nrd", h[near], share.to(h.dtype))  # [n, R, D]
+        parts = [own if r == "self" else means[:, i] for i, r in enumerate(layer.relations)]
+        h = layer.forward(torch.stack(parts, dim=1))
+    return h

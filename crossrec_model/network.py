@@ -3,22 +3,25 @@
     e_i = σ(W_i·x_i + b_i)                           x_i: hashed content, one row of W_i a token
     h_i = σ(Σ_r W_r · mean of h over N_r(i) + b)     r: a relation of the item graph (self is one)
     e_u = σ(W_u·x_u + b_u)                           x_u: that user's own history, context, numbers
-    logit = W_o·[h_i, e_u, e_i, h_i ⊙ e_u] + b_o + tower([h_i, e_u, e_i, h_i ⊙ e_u])
+    logit = W_o·[h_i, e_u, e_i, h_i ⊙ e_u] + b_o + tower([h_i ⊙ e_u, e_i ⊙ e_u])
 
-The article's r̂ is σ(logit). The elementwise product carries what a tower of this size can't learn from
+The article's r̂ is σ(logit). The elementwise products carry what a tower of this size can't learn from
 few users: Rendle et al. 2020, "Neural collaborative filtering vs. matrix factorization revisited".
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crossrec_model.config import ModelConfig
-from crossrec_model.data.users import CONTEXT_SIZE, USER_NUMBERS
+from crossrec_model.config import Activation, ModelConfig
+from crossrec_model.data.users import USER_NUMBERS
 
-_ACTIVATIONS = {
+_ACTIVATIONS: Final[dict[Activation, Callable[[Tensor], Tensor]]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
@@ -52,50 +55,59 @@ class Network(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
             self.items.copy_(torch.randn(self.items.shape, generator=generator) * 0.05)
             self.items[0] = 0.0
-            for layer in self.graph:
+            for layer in self.layers():
                 layer.start_as_identity()
             self.user.weight[:, :d] += torch.eye(d)
             self.output.weight[0, 3 * d :] = 1.0
-            for linear in list(self.tower)[:-1]:
+            for linear in self._dense()[:-1]:
                 bound = (1.0 / linear.in_features) ** 0.5
                 draw = torch.rand(linear.weight.shape, generator=generator) * 2 - 1
                 linear.weight.copy_(draw * bound)
 
-    def embed_items(self, buckets: Tensor, vectors: Tensor) -> Tensor:
-        """Content → e_i. buckets int64 [N, F], vectors float32 [N, V] → [N, D]."""
-        x = functional.embedding_bag(buckets, self.items, mode="sum", padding_idx=0)  # [N, D]
+    def layers(self) -> list[GraphConvolution]:
+        """The graph layers, the first first."""
+        return [layer for layer in self.graph if isinstance(layer, GraphConvolution)]
+
+    def _dense(self) -> list[nn.Linear]:
+        return [layer for layer in self.tower if isinstance(layer, nn.Linear)]
+
+    def look_up(self, buckets: Tensor) -> Tensor:
+        """Sum of the table's rows: int64 [N, F] → [N, D]; bucket 0 counts nothing."""
+        return functional.embedding_bag(buckets, self.items, mode="sum", padding_idx=0)
+
+    def embed_items(self, sums: Tensor, vectors: Tensor) -> Tensor:
+        """Content → e_i. Looked-up sums [N, D], given vectors float32 [N, V] → [N, D]."""
         if self.project is not None:
-            x = x + self.project(vectors)
-        return self.activation(x + self.item_bias)
+            sums = sums + self.project(vectors)
+        return self.activation(sums + self.item_bias)
 
     def embed_users(self, pooled: Tensor, context: Tensor, numbers: Tensor) -> Tensor:
-        """History pools [B, 2, D], context codes [B, C], standardised numbers [B, S] → e_u [B, D]."""
-        where = functional.embedding_bag(context, self.items, mode="sum", padding_idx=0)  # [B, D]
-        x = torch.cat([pooled.flatten(1), where, numbers], dim=1)  # [B, 3D + S]
+        """History pools [B, 2, D], looked-up context [B, D], numbers [B, S] → e_u [B, D]."""
+        x = torch.cat([pooled.flatten(1), context, numbers], dim=1)  # [B, 3D + S]
         return self.activation(self.user(x))
 
     def pair_logits(self, h: Tensor, e: Tensor, u: Tensor) -> Tensor:
         """Each user with her own T items: h, e [B, T, D], u [B, D] → [B, T]."""
         wide = u[:, None].expand_as(h)  # [B, T, D]
-        x = torch.cat([h, wide, e, h * wide], dim=-1)  # [B, T, 4D]
-        y = x
-        for layer in list(self.tower)[:-1]:
+        product = h * wide  # [B, T, D]
+        y = torch.cat([product, e * wide], dim=-1)  # [B, T, 2D]
+        for layer in self._dense()[:-1]:
             y = torch.relu(layer(y))  # [B, T, 64], [B, T, 32]
-        return (self.output(x) + self.tower[-1](y)).squeeze(-1)
+        x = torch.cat([h, wide, e, product], dim=-1)  # [B, T, 4D]
+        logit: Tensor = self.output(x) + self._dense()[-1](y)  # [B, T, 1]
+        return logit.squeeze(-1)
 
     def all_logits(self, h: Tensor, e: Tensor, u: Tensor) -> Tensor:
         """Every user with every item: h, e [N, D], u [B, D] → [B, N]; equals `pair_logits`.
 
-        The first layer is linear in its four parts, so only the product part is done per pair.
+        A user only scales the first layer's weights, so no [B, N, 2D] product is ever made.
         """
-        d, first = self.config.dimension, self.tower[0]
-        w, out = first.weight, self.output.weight[0]  # [64, 4D], [4D]
-        by_item = h @ w[:, :d].T + e @ w[:, 2 * d : 3 * d].T + first.bias  # [N, 64]
-        by_user = u @ w[:, d : 2 * d].T  # [B, 64]
-        weighted = u[:, None] * w[None, :, 3 * d :]  # [B, 64, D]
-        y = torch.matmul(h, weighted.transpose(1, 2))  # [B, N, 64]
-        y = y + by_item + by_user[:, None]
-        for layer in list(self.tower)[1:]:
+        d, first, out = self.config.dimension, self._dense()[0], self.output.weight[0]
+        weight = first.weight * u.repeat(1, 2)[:, None]  # [B, 64, 2D]
+        y = (
+            torch.matmul(torch.cat([h, e], dim=1), weight.transpose(1, 2)) + first.bias
+        )  # [B, N, 64]
+        for layer in self._dense()[1:]:
             y = layer(torch.relu(y))  # [B, N, 32], [B, N, 1]
         linear = (h @ out[:d] + e @ out[2 * d : 3 * d])[None] + (u @ out[d : 2 * d])[:, None]
         return linear + (u * out[3 * d :]) @ h.T + self.output.bias + y.squeeze(-1)
@@ -109,18 +121,15 @@ class GraphConvolution(nn.Module):
         d = config.dimension
         self.relations = config.relations
         self.activation = _ACTIVATIONS[config.activation]
-        self.weight = nn.ModuleList(nn.Linear(d, d, bias=False) for _ in config.relations)
+        self.weight = nn.Parameter(torch.zeros(len(config.relations), d, d))  # W_r
         self.bias = nn.Parameter(torch.zeros(d))
 
     def start_as_identity(self) -> None:
         """The item itself at first; its neighbours as training finds them useful."""
-        for relation, linear in zip(self.relations, self.weight, strict=True):
+        for number, relation in enumerate(self.relations):
             if relation == "self":
-                nn.init.eye_(linear.weight)
+                nn.init.eye_(self.weight[number])
 
     def forward(self, means: Tensor) -> Tensor:
         """Neighbour means [N, R, D] → [N, D]."""
-        x = self.bias.expand(means.shape[0], -1)
-        for number, linear in enumerate(self.weight):
-            x = x + linear(means[:, number])  # [N, D]
-        return self.activation(x)
+        return self.activation(torch.einsum("nrd,rod->no", means, self.weight) + self.bias)

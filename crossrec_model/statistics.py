@@ -35,7 +35,8 @@ class Statistics:
     def standardise(self, numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """User numbers [B, S] with the cohort's mean 0 and deviation 1, held within ±5."""
         variance = np.maximum(self.square - self.mean**2, _LEAST_VARIANCE)
-        return np.clip((numbers - self.mean) / np.sqrt(variance), -5.0, 5.0).astype(np.float32)
+        scaled = np.clip((numbers - self.mean) / np.sqrt(variance), -5.0, 5.0)
+        return np.asarray(scaled, dtype=np.float32)
 
 
 def item_counts(histories: Histories, items: int, day: float) -> Float64:
@@ -46,7 +47,7 @@ def item_counts(histories: Histories, items: int, day: float) -> Float64:
     last = np.full(len(distinct), -np.inf)
     np.maximum.at(last, inverse, past.day)
     fade = np.exp(-(day - last) / POPULARITY_DAYS)
-    return np.bincount(distinct % items, weights=fade, minlength=items)
+    return np.bincount(distinct % items, weights=fade, minlength=items).astype(np.float64)
 
 
 def log_popularity(counts: Float64) -> Float64:
@@ -57,7 +58,7 @@ def log_popularity(counts: Float64) -> Float64:
 
 
 def shared_log_popularity(statistics: Statistics, items: ItemTable) -> Float64:
-    """log q over the platform's items from the cohort's sketch; items without a shared id get least."""
+    """Log q over the platform's items from the cohort's sketch; least without a shared id."""
     cells = statistics.sketch[np.maximum(items.sketch, 0)]  # [items, rows]
     counts = np.where(items.sketch[:, 0] >= 0, cells.min(axis=1), 0.0)
     return log_popularity(np.maximum(counts, 0.0).astype(np.float64))

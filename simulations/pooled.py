@@ -1,7 +1,7 @@
 """The ceiling: the same network trained with all platforms' rows in one place.
 
-Users stay apart by platform, as the federation sees them: what this row shows is the price of training
-by rounds of averaging, not of missing linkage.
+Users stay apart by platform, as the federation sees them: what this row shows is the price of
+training by rounds of averaging, not of missing linkage.
 """
 
 from __future__ import annotations

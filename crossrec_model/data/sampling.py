@@ -20,6 +20,9 @@ from crossrec_model.data.users import Float64, HistoryIndex, Int
 
 #: Days after which the weight of a past event in the recent pool has fallen to 1/e.
 RECENT_DAYS: Final = 30.0
+#: Pool weights sum to this, however long the history: a block of training reads as many items as fit,
+#: serving reads more, and both must look alike to the network.
+POOL_GAIN: Final = 4.0
 #: At inference a user's most recent items are all read, up to this multiple of the training block.
 INFERENCE_FACTOR: Final = 4
 
@@ -145,9 +148,7 @@ class BlockSampler:
         weights[place, slot, 0] = np.log1p(taken.count[chosen])
         # The floor keeps a user's pool alive when all of it is long ago.
         weights[place, slot, 1] = np.exp(-taken.age[chosen] / RECENT_DAYS) + 1e-3
-        # Pools grow as √n: a long history is surer of itself than a short one.
-        count = np.sqrt((weights[:, :, :1] > 0).sum(axis=1, keepdims=True))
-        weights *= count / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+        weights *= POOL_GAIN / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
         return UserBlock(
             history=torch.from_numpy(history),
             weights=torch.from_numpy(weights),

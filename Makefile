@@ -1,0 +1,41 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# One thread a platform: several platforms share the cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check bench clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.installed  ## three platforms, one coordinator, one table and a report
+	$(BIN)/python -m simulations --out demo-report
+
+check: $(VENV)/.installed-dev  ## formatter, linter, strict types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check  ## the whole gate
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
+	$(BIN)/python benchmarks/cleaning.py
+	$(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/setup.py
+
+clean:
+	rm -rf $(VENV) demo-report build *.egg-info

@@ -1,0 +1,99 @@
+"""`python -m simulations`: local, federated and pooled on one machine, and one honest table."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossrec_model.errors import ConfigError, CrossrecError
+
+if TYPE_CHECKING:
+    from simulations.experiment import Settings
+
+DEFAULT_DATA = "complete-journey"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; 0, 2 for a refusal, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        # Slow to import, so only once the options are known to be good.
+        from simulations.experiment import run
+
+        run(_settings(options, arguments))
+    except CrossrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; prepared data stay in the work folder, no report was written")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations",
+        description="Many platforms on one machine, through the same code as a real federation.",
+    )
+    add = parser.add_argument
+    add(
+        "--data",
+        default=DEFAULT_DATA,
+        help="complete-journey, or a folder with a folder a platform",
+    )
+    add("--platforms", nargs="+", metavar="ID", help="platforms (default: A B C, or all folders)")
+    add("--plan", type=Path, help="the plan, a TOML file (default: the built-in plan)")
+    add("--rounds", type=int, help="rounds (default: the plan's)")
+    add("--seeds", type=int, default=3, help="experiment seeds 0, 1, … (default %(default)s)")
+    add("--out", type=Path, default=Path("demo-report"), help="folder of the report")
+    add("--work", type=Path, help="folder for prepared data and state (default: OUT/work)")
+    add("--processes", action="store_true", help="a real server and a process a platform, over TLS")
+    add("--engine", choices=("local", "ray"), default="local", help="who runs the platforms")
+    add("--ray-address", help="an existing Ray cluster (default: one is started here)")
+    add("--at-once", type=int, default=2, help="platforms that train at once (default %(default)s)")
+    add(
+        "--evaluate-every",
+        type=int,
+        default=4,
+        metavar="N",
+        help="validate every N rounds; 0: never",
+    )
+    add("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
+    add("--figures", type=Path, help="also write the quality figures to this JSON file")
+    return parser
+
+
+def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings:
+    from simulations.experiment import Settings
+
+    if options.processes and options.engine == "ray":
+        raise ConfigError("--processes and --engine ray exclude each other; leave one out")
+    for name in ("seeds", "at_once"):
+        if getattr(options, name) < 1:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {getattr(options, name)}; give 1 or more"
+            )
+    return Settings(
+        data=options.data,
+        platforms=tuple(options.platforms or ()),
+        plan=options.plan,
+        rounds=options.rounds,
+        seeds=tuple(range(options.seeds)),
+        out=options.out,
+        work=options.work or options.out / "work",
+        engine="processes" if options.processes else options.engine,
+        ray_address=options.ray_address,
+        at_once=options.at_once,
+        evaluate_every=options.evaluate_every,
+        device=options.device,
+        figures=options.figures,
+        command=shlex.join(["python", "-m", "simulations", *arguments]),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

