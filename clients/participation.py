@@ -134,14 +134,14 @@ class Participation:
         if self._kept is None or not self._kept.received.finished:
             raise FederationError("the run ended before the final model came; take part again")
         personal = self._personal(self._kept.received)
-        self._folder.save_trained(Trained(kept=self._kept, personal=personal))
+        self._folder.save(Trained(kept=self._kept, personal=personal))
 
     def _pending(self) -> bool:
         """Whether the last run was finished here, but not the private training after it."""
         if self._kept is None or not self._kept.received.finished:
             return False
-        trained = self._folder.load_trained()
-        return trained is None or trained.kept.received.run != self._kept.received.run
+        trained = self._folder.load()
+        return trained is None or trained.received.run != self._kept.received.run
 
     def dataset(self, model: ModelConfig) -> Dataset:
         """The prepared data as a plan's network reads them."""

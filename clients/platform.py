@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -26,6 +26,8 @@ PROGRAM: Final = "python -m clients.platform"
 DEFAULT_STATE: Final = Path("crossrec-state")
 #: Same as on the wire; repeated here so that a wrong id is told before anything is loaded.
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+#: Folders of platforms made by `handler_from`, held until the process ends.
+_HELD: Final = ExitStack()
 
 
 class Stopped(BaseException):
@@ -84,14 +86,12 @@ def handler_from(settings: Mapping[str, str]) -> Handler:
     parser = _Parser(prog="node configuration", add_help=False)
     _add_data_options(parser)
     _add_training_options(parser)
-    os.umask(0o077)
     chosen = _settings(parser.parse_args(arguments))
     from clients.participation import Participation, prepare_data
     from clients.progress import PlainProgress
 
     progress = PlainProgress(sys.stderr)
-    # Held until the process ends.
-    chosen.folder.held().__enter__()
+    _HELD.enter_context(chosen.folder.held())
     return Participation(chosen, prepare_data(chosen, progress.note), progress).handler()
 
 

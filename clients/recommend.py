@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 
 from clients.dataset import Dataset
-from clients.graph import bought_together, user_items
-from clients.private import PrivateModel, private_config, private_tensors
+from clients.private import PrivateModel, restore_private
 from clients.round import Received
 from clients.scoring import FEDERATED, Moment, SharedModel
 from clients.state import PlatformFolder, StateError, Trained
@@ -21,7 +20,6 @@ from crossrec_model.data.items import item_table
 from crossrec_model.data.prepared import open_prepared
 from crossrec_model.data.splits import split_by_weeks
 from crossrec_model.errors import ConfigError
-from crossrec_model.network import Network
 from crossrec_model.parameters import Layout
 from crossrec_model.ranking import REPEAT_NAMES, Components, Mixture
 from crossrec_model.statistics import item_counts, log_popularity, shared_log_popularity
@@ -87,7 +85,7 @@ class Recommender:
 
     def __init__(self, folder: PlatformFolder, platform: str, device: torch.device) -> None:
         trained = _trained(folder, platform)
-        self._personal, received = trained.personal, trained.kept.received
+        self._personal, received = trained.personal, trained.received
         self._platform, self._plan = platform, received.plan
         self._notes, plan = _unfinished(folder, received), received.plan
         prepared = open_prepared(folder.data)
@@ -160,21 +158,19 @@ class Recommender:
 
     def _private(self) -> PrivateModel:
         """The private network over the bought-together graph of today."""
-        dataset, model = self._dataset, self._plan.model
-        taken = user_items(dataset.histories, len(dataset.items), self._moment.day)
-        network = Network(private_config(model))
-        tensors = {name: torch.from_numpy(t) for name, t in self._personal.tensors.items()}
+        personal = self._personal
         try:
-            network.load_state_dict(tensors)
+            return restore_private(
+                self._dataset,
+                self._plan,
+                personal.tensors,
+                personal.statistics,
+                day=self._moment.day,
+            )
         except RuntimeError:
             raise StateError(
                 "the private model on disk is not of its plan's shape; take part again"
             ) from None
-        return PrivateModel(
-            network=network.to(dataset.device),
-            statistics=self._personal.statistics,
-            tensors=private_tensors(dataset, model, bought_together(taken)),
-        )
 
     def _item(self, place: int, column: int, score: float, reason: str) -> Recommendation:
         number = int(self._moment.candidates[column])
@@ -226,7 +222,7 @@ def _trained(folder: PlatformFolder, platform: str) -> Trained:
             f"platform {platform} is unknown: there is no {folder.path}{there}; "
             f"run first: {command}"
         )
-    trained = folder.load_trained()
+    trained = folder.load()
     if trained is not None:
         return trained
     what, kept = "has no model yet", folder.load_received()

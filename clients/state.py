@@ -75,6 +75,11 @@ class Trained:
     kept: Kept
     personal: Personal
 
+    @property
+    def received(self) -> Received:
+        """What the finished run gave."""
+        return self.kept.received
+
 
 @dataclass(frozen=True)
 class PlatformFolder:
@@ -120,15 +125,15 @@ class PlatformFolder:
         """
         return self._read(RECEIVED, _read_kept)
 
-    def save_trained(self, trained: Trained) -> None:
+    def save(self, trained: Trained) -> None:
         """Replace the model that is served; raises StateError if it can't be written."""
         document = _document(trained.kept) | {"mixtures": _mixtures(trained.personal.mixtures)}
-        tensors = dict(_received_tensors(trained.kept.received))
+        tensors = dict(_received_tensors(trained.received))
         tensors |= _statistics_tensors("private.statistics", trained.personal.statistics)
         tensors |= {f"private.network.{n}": t for n, t in trained.personal.tensors.items()}
         self._write(MODEL, document, tensors)
 
-    def load_trained(self) -> Trained | None:
+    def load(self) -> Trained | None:
         """Read the model that is served; None if no run was finished here.
 
         Raises:

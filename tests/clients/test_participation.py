@@ -62,8 +62,8 @@ def home(prepared, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_the_saved_model_is_what_the_steps_give_one_by_one(home, prepared, plan) -> None:
-    trained = PlatformFolder(home / "A").load_trained()
-    received = trained.kept.received
+    trained = PlatformFolder(home / "A").load()
+    received = trained.received
     assert received.finished
     dataset = load_dataset(prepared["A"], plan.model, device=CPU)
     private = train_private(
@@ -90,9 +90,9 @@ def test_recommendations_are_the_best_scores_of_the_mixture_over_all_events(
     # The last event of all is known to the model that serves.
     moment = Moment.at(dataset, plan.training, dataset.split.end)
     assert dataset.split.end > dataset.histories.day.max()
-    trained = PlatformFolder(home / "A").load_trained()
+    trained = PlatformFolder(home / "A").load()
     recommender = Recommender(PlatformFolder(home / "A"), "A", CPU)
-    network, statistics = Layout(plan.model).unpack(trained.kept.received.vector, CPU)
+    network, statistics = Layout(plan.model).unpack(trained.received.vector, CPU)
     users = np.array([dataset.histories.user_ids.index("u7")])
     parts = moment.own_components(users, recommender._private())
     parts |= moment.shared_components(users, SharedModel(network=network, statistics=statistics))
