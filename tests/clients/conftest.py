@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from clients.adapters import open_source
 from clients.dataset import Dataset, load_dataset
 from crossrec_model.config import FederationConfig, ModelConfig, Plan, TrainingConfig
 from crossrec_model.data.prepared import PreparedData, prepare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors only lose by threads, and sums keep one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
