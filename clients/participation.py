@@ -22,7 +22,6 @@ from clients.scoring import SharedModel
 from clients.state import Kept, Personal, PlatformFolder, Trained
 from crossrec_model.config import ModelConfig
 from crossrec_model.data.prepared import PreparedData, prepare
-from crossrec_model.data.splits import TimeSplit
 from crossrec_model.errors import ConfigError, FederationError
 from crossrec_model.parameters import Layout
 from crossrec_model.randomness import ExperimentRandomness
@@ -109,7 +108,7 @@ class Participation:
                 f"state folder {self._folder.path} belongs to platform {self._kept.platform}, "
                 f"not {settings.platform}; give another --state"
             )
-        self._split: TimeSplit | None = None
+        self._read: tuple[ModelConfig, Dataset] | None = None
 
     def handler(self) -> PlatformRound:
         """The platform's answers to a coordinator."""
@@ -134,17 +133,19 @@ class Participation:
         if self._kept is None or not self._kept.received.finished:
             raise FederationError("the run ended before the final model came; take part again")
         personal = self._personal(self._kept.received)
-        self._folder.save(Trained(kept=self._kept, personal=personal))
+        self._folder.save_trained(Trained(kept=self._kept, personal=personal))
 
     def _pending(self) -> bool:
         """Whether the last run was finished here, but not the private training after it."""
         if self._kept is None or not self._kept.received.finished:
             return False
-        trained = self._folder.load()
+        trained = self._folder.load_trained()
         return trained is None or trained.received.run != self._kept.received.run
 
     def dataset(self, model: ModelConfig) -> Dataset:
-        """The prepared data as a plan's network reads them."""
+        """The prepared data as a plan's network reads them, read once a plan."""
+        if self._read is not None and self._read[0] == model:
+            return self._read[1]
         settings = self._settings
         dataset = load_dataset(
             self._prepared,
@@ -154,14 +155,13 @@ class Participation:
             test_weeks=settings.test_weeks,
             min_users=settings.min_users,
         )
-        self._split = dataset.split
+        self._read = model, dataset
         self._progress.note(dataset.split.describe())
         return dataset
 
     def _keep(self, received: Received) -> None:
-        if self._split is None:
-            raise RuntimeError("a request was kept before the data were read")
-        self._kept = Kept(platform=self._settings.platform, split=self._split, received=received)
+        split = self.dataset(received.plan.model).split
+        self._kept = Kept(platform=self._settings.platform, split=split, received=received)
         self._folder.save_received(self._kept)
 
     def _personal(self, received: Received) -> Personal:

@@ -222,7 +222,7 @@ def _trained(folder: PlatformFolder, platform: str) -> Trained:
             f"platform {platform} is unknown: there is no {folder.path}{there}; "
             f"run first: {command}"
         )
-    trained = folder.load()
+    trained = folder.load_trained()
     if trained is not None:
         return trained
     what, kept = "has no model yet", folder.load_received()

@@ -125,7 +125,7 @@ class PlatformFolder:
         """
         return self._read(RECEIVED, _read_kept)
 
-    def save(self, trained: Trained) -> None:
+    def save_trained(self, trained: Trained) -> None:
         """Replace the model that is served; raises StateError if it can't be written."""
         document = _document(trained.kept) | {"mixtures": _mixtures(trained.personal.mixtures)}
         tensors = dict(_received_tensors(trained.received))
@@ -133,7 +133,7 @@ class PlatformFolder:
         tensors |= {f"private.network.{n}": t for n, t in trained.personal.tensors.items()}
         self._write(MODEL, document, tensors)
 
-    def load(self) -> Trained | None:
+    def load_trained(self) -> Trained | None:
         """Read the model that is served; None if no run was finished here.
 
         Raises:

@@ -62,7 +62,7 @@ def home(prepared, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_the_saved_model_is_what_the_steps_give_one_by_one(home, prepared, plan) -> None:
-    trained = PlatformFolder(home / "A").load()
+    trained = PlatformFolder(home / "A").load_trained()
     received = trained.received
     assert received.finished
     dataset = load_dataset(prepared["A"], plan.model, device=CPU)
@@ -90,7 +90,7 @@ def test_recommendations_are_the_best_scores_of_the_mixture_over_all_events(
     # The last event of all is known to the model that serves.
     moment = Moment.at(dataset, plan.training, dataset.split.end)
     assert dataset.split.end > dataset.histories.day.max()
-    trained = PlatformFolder(home / "A").load()
+    trained = PlatformFolder(home / "A").load_trained()
     recommender = Recommender(PlatformFolder(home / "A"), "A", CPU)
     network, statistics = Layout(plan.model).unpack(trained.received.vector, CPU)
     users = np.array([dataset.histories.user_ids.index("u7")])

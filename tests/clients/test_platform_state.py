@@ -87,10 +87,10 @@ def test_what_was_received_comes_back(folder, plan, validation) -> None:
 
 
 def test_a_trained_model_comes_back(folder, plan) -> None:
-    assert folder.load() is None
+    assert folder.load_trained() is None
     trained = _trained(plan)
-    folder.save(trained)
-    back = folder.load()
+    folder.save_trained(trained)
+    back = folder.load_trained()
     np.testing.assert_array_equal(back.received.vector, trained.received.vector)
     assert back.personal.mixtures == trained.personal.mixtures
     _same_statistics(back.personal.statistics, trained.personal.statistics)
@@ -106,16 +106,16 @@ def test_only_the_owner_can_read(folder, plan) -> None:
 
 
 def test_every_flipped_byte_is_noticed(folder, plan) -> None:
-    folder.save(_trained(plan))
+    folder.save_trained(_trained(plan))
     path = folder.path / MODEL
     whole = path.read_bytes()
     places = np.random.default_rng(1).integers(0, len(whole), 150).tolist()
     for place in [0, 7, 8, 20, 300, len(whole) - 1, *places]:
         path.write_bytes(whole[:place] + bytes((whole[place] ^ 0x01,)) + whole[place + 1 :])
         with pytest.raises(StateError, match=r"is damaged .*take part again"):
-            folder.load()
+            folder.load_trained()
     path.write_bytes(whole)
-    assert folder.load() is not None
+    assert folder.load_trained() is not None
 
 
 def test_every_truncation_is_noticed(folder, plan) -> None:
@@ -160,7 +160,7 @@ def test_a_file_of_another_kind_format_or_plan_is_refused(folder, plan) -> None:
     folder.save_received(_kept(plan))
     (folder.path / RECEIVED).rename(folder.path / MODEL)
     with pytest.raises(StateError, match="is damaged"):
-        folder.load()
+        folder.load_trained()
 
 
 def test_a_failed_write_leaves_the_earlier_file(folder, plan, monkeypatch) -> None:
