@@ -20,6 +20,7 @@ from clients.progress import Progress
 from clients.round import PlatformRound, Received
 from clients.scoring import SharedModel
 from clients.state import Kept, Personal, PlatformFolder, Trained
+from clients.validation import Validation
 from crossrec_model.config import ModelConfig
 from crossrec_model.data.prepared import PreparedData, prepare
 from crossrec_model.errors import ConfigError, FederationError
@@ -168,6 +169,8 @@ class Participation:
         """Train the private model and fit both mixtures on the validation weeks."""
         started, plan = time.monotonic(), received.plan
         dataset = self.dataset(plan.model)
+        # Data prepared anew may have nobody to fit the weights on: told before, not after training.
+        Validation.of(dataset, plan.training)
         epochs = (plan.federation.rounds - 2) * plan.training.epochs
         private = train_private(
             dataset,
