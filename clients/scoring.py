@@ -105,13 +105,13 @@ class Moment:
         )
         parts = []
         with torch.no_grad():
-            e, h = encode_items(network, tensors, torch.from_numpy(self.candidates).to(device))
+            ranked = encode_items(network, tensors, torch.from_numpy(self.candidates).to(device))
             for start in range(0, len(users), _USERS_AT_ONCE):
                 block = sampler.at(users[start : start + _USERS_AT_ONCE], self.day, popularity)
                 numbers = statistics.standardise(block.numbers.numpy())
                 block = to_device(block, device)
                 u = encode_users(network, tensors, block, torch.from_numpy(numbers).to(device))
-                parts.append(network.all_logits(h, e, u).cpu().numpy())
+                parts.append(network.all_logits(ranked.h, ranked.e, u).cpu().numpy())
         empty = np.zeros((0, len(self.candidates)), dtype=np.float32)
         return np.concatenate(parts) if parts else empty
 

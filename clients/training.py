@@ -79,13 +79,12 @@ def to_device(block: UserBlock, device: torch.device) -> UserBlock:
 def losses(network: Network, step: Step, plan: Plan) -> Tensor:
     """Loss of each user of a step, [B]; every distinct item is encoded once."""
     block = step.block
+    b, m = block.positives.shape
     rows = torch.cat([block.positives.flatten(), step.negatives])
-    distinct, place = torch.unique(rows, return_inverse=True)
-    ranked = encode(network, step.tensors, distinct, block, step.numbers)
-    positive, negative = place.split([block.positives.numel(), len(step.negatives)])
-    positive = positive.view_as(block.positives)
-    taken = network.pair_logits(ranked.h[positive], ranked.e[positive], ranked.u)  # [B, M]
-    left = network.all_logits(ranked.h[negative], ranked.e[negative], ranked.u)  # [B, N]
+    items, u = encode(network, step.tensors, rows, block, step.numbers)  # u [B, D]
+    h, e = items.h[: b * m].view(b, m, -1), items.e[: b * m].view(b, m, -1)  # [B, M, D]
+    taken = network.pair_logits(h, e, u)  # [B, M]
+    left = network.all_logits(items.h[b * m :], items.e[b * m :], u)  # [B, N]
     return user_losses(plan.training.objective, taken, block.mask, left)
 
 

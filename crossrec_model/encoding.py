@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from crossrec_model.data.items import ItemTable
 from crossrec_model.data.sampling import UserBlock
@@ -36,49 +37,48 @@ class ItemTensors:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """Vectors of the ranked items, e and after the graph h [n, D], and of the users, u [B, D]."""
+    """Vectors of items: e [n, D] and, after the graph, h [n, D]."""
 
     e: Tensor
     h: Tensor
-    u: Tensor
 
 
 def encode(
     network: Network, items: ItemTensors, rows: Tensor, block: UserBlock, numbers: Tensor
-) -> Encoded:
-    """Ranked items (distinct ascending rows int64 [n]) and users of a block.
+) -> tuple[Encoded, Tensor]:
+    """Item rows int64 [n] and the users u [B, D] of a block.
 
     `numbers` float32 [B, S] are standardised. The embedding table is read once, for every item and
     context that occurs anywhere: one dense gradient instead of one a use.
     """
-    levels = _levels(items, rows, len(network.layers()))
+    distinct, place = torch.unique(rows, return_inverse=True)
+    levels = _levels(items, distinct, len(network.layers()))
     known = torch.unique(torch.cat([levels[-1], block.history.flatten()]))
-    width = items.buckets.shape[1]
-    context = nn.functional.pad(block.context, (0, max(0, width - block.context.shape[1])))
-    if context.shape[1] > width:
-        raise ValueError(f"{context.shape[1]} context codes don't fit into {width} bucket columns")
-    sums = network.look_up(torch.cat([items.buckets[known], context]))
+    spare = items.buckets.shape[1] - block.context.shape[1]
+    buckets = functional.pad(items.buckets[known], (0, max(0, -spare)))
+    context = functional.pad(block.context, (0, max(0, spare)))
+    sums = network.look_up(torch.cat([buckets, context]))
     e = network.embed_items(sums[: len(known)], items.vectors[known])
     history = e[torch.searchsorted(known, block.history)]  # [B, H, D]
     pooled = torch.einsum("bhd,bhk->bkd", history, block.weights)  # [B, 2, D]
     u = network.embed_users(pooled, sums[len(known) :], numbers)
-    return Encoded(
-        e=e[torch.searchsorted(known, rows)], h=_convolved(network, items, levels, known, e), u=u
-    )
+    h = _convolved(network, items, levels, known, e)
+    return Encoded(e=e[torch.searchsorted(known, rows)], h=h[place]), u
 
 
-def encode_items(network: Network, items: ItemTensors, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(e, h) [n, D] of distinct ascending item rows int64 [n]."""
-    levels = _levels(items, rows, len(network.layers()))
+def encode_items(network: Network, items: ItemTensors, rows: Tensor) -> Encoded:
+    """Item rows int64 [n] alone."""
+    distinct, place = torch.unique(rows, return_inverse=True)
+    levels = _levels(items, distinct, len(network.layers()))
     known = levels[-1]
     e = network.embed_items(network.look_up(items.buckets[known]), items.vectors[known])
-    return e[torch.searchsorted(known, rows)], _convolved(network, items, levels, known, e)
+    h = _convolved(network, items, levels, known, e)
+    return Encoded(e=e[torch.searchsorted(known, rows)], h=h[place])
 
 
 def encode_users(network: Network, items: ItemTensors, block: UserBlock, numbers: Tensor) -> Tensor:
-    """U [B, D] of a block's users alone."""
-    none = block.history.new_zeros(0)
-    return encode(network, items, none, block, numbers).u
+    """The users of a block alone, u [B, D]."""
+    return encode(network, items, block.history.new_zeros(0), block, numbers)[1]
 
 
 def _levels(items: ItemTensors, rows: Tensor, depth: int) -> list[Tensor]:
@@ -102,6 +102,7 @@ def _convolved(
         around = items.neighbours[rows]  # [n, R, K]
         seen = around >= 0
         share = seen / seen.sum(-1, keepdim=True).clamp(min=1)  # [n, R, K]
+        # A missing neighbour points anywhere; its share is 0.
         near = torch.searchsorted(wider, around.clamp(min=0)).clamp(max=max(len(wider) - 1, 0))
         means = torch.einsum("nrkd,nrk->nrd", h[near], share.to(h.dtype))  # [n, R, D]
         parts = [own if r == "self" else means[:, i] for i, r in enumerate(layer.relations)]

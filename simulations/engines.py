@@ -119,10 +119,10 @@ class ProcessEngine:
             raise FederationError(f"the coordinator left no checkpoint in {state}; run again")
         private, validation = {}, None
         for name, dataset in datasets.items():
-            saved = PlatformFolder(state / name).load()
-            if saved is None or saved.personal is None or saved.received.validation is None:
+            trained = PlatformFolder(state / name).load_trained()
+            if trained is None or trained.kept.received.validation is None:
                 raise FederationError(f"platform {name} left no whole model in {state}; run again")
-            own, validation = saved.personal, saved.received.validation
+            own, validation = trained.personal, trained.kept.received.validation
             private[name] = restore_private(
                 dataset, plan, own.tensors, own.statistics, day=dataset.split.validation
             )

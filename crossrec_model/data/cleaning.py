@@ -14,7 +14,6 @@ import polars as pl
 
 from crossrec_model.data.quarantine import REASON, Reason
 from crossrec_model.data.rules import (
-    KNOWN_ITEM,
     Rules,
     catalogue_rules,
     interaction_rules,
@@ -174,10 +173,8 @@ def clean_interactions(
     """
     schema = frame.collect_schema()
     check_columns("interactions", schema)
-    rules = interaction_rules(schema, now)
-    items = catalogue.lazy().select("item_id", pl.lit(value=True).alias(KNOWN_ITEM))
-    joined = read(frame, rules).join(items, on="item_id", how="left", maintain_order="left")
-    judged = judge(joined, rules)
+    rules = interaction_rules(schema, now, catalogue["item_id"])
+    judged = judge(read(frame, rules), rules)
     if SOURCE_FAULT in schema:
         judged = judged.drop(SOURCE_FAULT)
     return stage(judged, folder, rows_in_memory=rows_in_memory)

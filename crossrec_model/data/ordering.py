@@ -7,38 +7,45 @@ from typing import Final
 
 import polars as pl
 
-from crossrec_model.data.staging import POSITION, ROWS_IN_MEMORY
+from crossrec_model.data.staging import KEPT, POSITION, ROWS_IN_MEMORY, StagedInteractions
 
 _PART: Final = "part"
 
 
 def write_ordered(
-    frame: pl.LazyFrame, file: Path, *, scratch: Path, rows_in_memory: int = ROWS_IN_MEMORY
+    staged: StagedInteractions,
+    file: Path,
+    *,
+    scratch: Path,
+    rows_in_memory: int = ROWS_IN_MEMORY,
 ) -> pl.Series:
-    """Write interactions sorted by user_id, time and source order, and return the users.
+    """Write the kept interactions sorted by user_id, time and source order; return the users.
 
     More rows than `rows_in_memory` are dealt by ranges of users into files under `scratch`, each
     sorted by itself. One user's rows always stay together and must fit in memory.
 
     Args:
-        frame: clean interactions with `position`, which is not written.
+        staged: judged interactions.
         file: Parquet file, overwritten.
         scratch: a folder for temporary files.
         rows_in_memory: the target size of one range, at least 1.
 
     Returns:
-        Distinct user ids, ascending.
+        Distinct user ids of kept interactions, ascending.
     """
-    counts = frame.group_by("user_id").len().collect(engine="streaming").sort("user_id")
-    dealt = (counts["len"].cast(pl.Int64).cum_sum() - 1) // rows_in_memory
+    marked = staged.marked()
+    per_user = marked.group_by("user_id").agg(pl.col(KEPT).sum().cast(pl.Int64).alias("rows"))
+    counts = per_user.filter(pl.col("rows") > 0).collect(engine="streaming").sort("user_id")
     users = counts["user_id"]
+    dealt = (counts["rows"].cum_sum() - 1) // rows_in_memory
     parts = dealt.unique().sort().to_list()
     if len(parts) <= 1:
-        _sorted(frame, users).write_parquet(file, compression="lz4")
+        # lz4 is written in half of zstd's time and takes a third more space.
+        _sorted(marked, users).write_parquet(file, compression="lz4")
         return users
     ranges = pl.LazyFrame({"user_id": users, _PART: dealt})
     target = pl.PartitionBy(scratch / "ranges", key=_PART, include_key=False)
-    frame.join(ranges, on="user_id", how="left").sink_parquet(
+    marked.filter(pl.col(KEPT)).join(ranges, on="user_id", how="left").sink_parquet(
         target, compression="lz4", mkdir=True, engine="streaming"
     )
     ordered = [scratch / f"sorted-{part:06}.parquet" for part in parts]
@@ -51,17 +58,18 @@ def write_ordered(
     return users
 
 
-def _sorted(frame: pl.LazyFrame, users: pl.Series) -> pl.DataFrame:
-    """Rows by user, time and position.
+def _sorted(marked: pl.LazyFrame, users: pl.Series) -> pl.DataFrame:
+    """Kept rows by user, time and position.
 
     One 128-bit key sorts three times as fast as three columns do, and one chunk a column gathers
-    seven times as fast as the many that a stream leaves behind.
+    seven times as fast as the many that a stream leaves behind. The rows that aren't kept are few
+    and are left out by the gathering, which is cheaper than to filter first.
     """
     # An Enum over the sorted users is their rank.
-    rank = pl.col("user_id").cast(pl.Enum(users)).to_physical()
-    rows = frame.with_columns(rank.alias("user_id")).collect(engine="streaming").rechunk()
+    rank = pl.col("user_id").cast(pl.Enum(users), strict=False).to_physical()
+    rows = marked.with_columns(rank.alias("user_id")).collect(engine="streaming").rechunk()
     time = pl.col("time").to_physical().cast(pl.Int128)
     key = pl.col("user_id").cast(pl.Int128) * 2**88 + (time + 2**55) * 2**32 + pl.col(POSITION)
-    order = rows.select(key.arg_sort()).to_series()
-    ordered = rows.drop(POSITION)[order]
+    order = rows.select(pl.when(KEPT).then(key).arg_sort(nulls_last=True)).to_series()
+    ordered = rows.drop(POSITION, KEPT)[order.head(int(rows[KEPT].sum()))]
     return ordered.with_columns(users.gather(ordered["user_id"]).alias("user_id"))

@@ -29,6 +29,7 @@ from crossrec_model.data.ordering import write_ordered
 from crossrec_model.data.quarantine import write_quarantine
 from crossrec_model.data.schema import USERS
 from crossrec_model.data.source import Source
+from crossrec_model.data.staging import ROWS_IN_MEMORY
 from crossrec_model.data.summary import CleaningSummary
 from crossrec_model.errors import ConfigError, DataError
 
@@ -79,6 +80,7 @@ def prepare(
     now: datetime,
     max_bad: float = 0.01,
     min_users: int = 50,
+    rows_in_memory: int = ROWS_IN_MEMORY,
 ) -> PreparedData:
     """Clean a source into a folder.
 
@@ -91,6 +93,8 @@ def prepare(
         now: time zone aware; events after it are rejected.
         max_bad: largest accepted share of bad rows in each table, duplicates aside, in [0, 1].
         min_users: fewest users with a kept event, at least 1.
+        rows_in_memory: more interactions than these go through temporary files beside `into`;
+            about 0.3 KiB of memory each, at least 1.
 
     Raises:
         ConfigError: an argument is outside its bounds.
@@ -99,13 +103,16 @@ def prepare(
     _check_arguments(into, now, max_bad, min_users)
     with _workspace(into) as work, _readable(source.name):
         folder = work / "folder"
-        cleaned = clean(source, now=now, folder=work / "ranges")
+        cleaned = clean(source, now=now, folder=work / "scratch", rows_in_memory=rows_in_memory)
         for table, rows in cleaned.rejected().items():
             (folder / _QUARANTINE).mkdir(exist_ok=True)
             write_quarantine(rows, folder / _QUARANTINE / f"{table}.csv")
         check_usable(cleaned, max_bad=max_bad, quarantine=_rejected_folder(into))
         active = write_ordered(
-            cleaned.interactions.kept(), folder / "interactions.parquet", scratch=work / "ranges"
+            cleaned.interactions,
+            folder / "interactions.parquet",
+            scratch=work / "scratch",
+            rows_in_memory=rows_in_memory,
         )
         if len(active) < min_users:
             raise DataError(
@@ -143,7 +150,7 @@ def _workspace(into: Path) -> Iterator[Path]:
         ) from None
     work = Path(name)
     try:
-        for folder in ("folder", "ranges"):
+        for folder in ("folder", "scratch"):
             (work / folder).mkdir()
         yield work
     except DataError:
@@ -164,7 +171,7 @@ def _readable(name: str) -> Iterator[None]:
     """Turn the reader's errors into one line."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         # Readers explain themselves over many lines; the first says what is wrong.
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{name}: the data can't be read: {first}") from None
@@ -201,12 +208,23 @@ def _summary(name: str, folder: Path, cleaned: Cleaned, active: int) -> Cleaning
 def _publish(folder: Path, into: Path) -> None:
     """Make every file durable, then swap the folder in."""
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _make_durable(path)
+    replaced = folder.with_name("replaced")
     if into.exists():
-        into.rename(folder.with_name("replaced"))
-    folder.rename(into)
+        into.rename(replaced)
+    try:
+        folder.rename(into)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(into)
+        raise
+    _make_durable(into.absolute().parent)
     shutil.rmtree(_rejected_folder(into), ignore_errors=True)
+
+
+def _make_durable(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

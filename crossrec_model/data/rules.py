@@ -22,8 +22,6 @@ from crossrec_model.data.schema import (
 )
 
 EARLIEST: Final = datetime(1990, 1, 1, tzinfo=UTC)
-#: Added to interactions by a join with the catalogue.
-KNOWN_ITEM: Final = "known_item"
 _FIRST: Final = datetime(1, 1, 2, tzinfo=UTC)
 _LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 #: What decoders put in place of bytes that are not UTF-8.
@@ -58,19 +56,21 @@ def judge(read: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
     )
 
 
-def interaction_rules(schema: pl.Schema, now: datetime) -> Rules:
-    """Rules for interactions; to be judged they need `known_item`, null for an unknown item."""
+def interaction_rules(schema: pl.Schema, now: datetime, items: pl.Series) -> Rules:
+    """Rules for interactions with the `items` of the catalogue, none later than `now`."""
     numbers = [column for column in ("quantity", "price") if column in schema]
     texts = [column for column in _texts(schema, INTERACTIONS) if column != "event"]
     values = [*_origin(schema), *(_text(c) for c in texts), *_time(schema)]
     values += _event()
     for column in numbers:
         values += _number(column, schema)
+    code = pl.col(f"{RAW_PREFIX}event")
+    blank = code.is_null() | (code.str.strip_chars() == "")
     broken = [
-        *_unreadable(schema, [*texts, f"{RAW_PREFIX}event"]),
+        *_unreadable(schema, texts),
         (Reason.MISSING_USER, pl.col("user_id").is_null()),
         (Reason.MISSING_ITEM, pl.col("item_id").is_null()),
-        (Reason.MISSING_EVENT, pl.col(f"{RAW_PREFIX}event").is_null()),
+        (Reason.MISSING_EVENT, pl.col("event").is_null() & blank),
         (Reason.UNKNOWN_EVENT, pl.col("event").is_null()),
         *_time_rules(schema, now),
     ]
@@ -79,7 +79,7 @@ def interaction_rules(schema: pl.Schema, now: datetime) -> Rules:
         broken.append((Reason.BAD_QUANTITY, _bad_number("quantity", schema, above_zero=True)))
     if "price" in numbers:
         broken.append((Reason.BAD_PRICE, _bad_number("price", schema, above_zero=False)))
-    broken.append((Reason.UNKNOWN_ITEM, pl.col(KNOWN_ITEM).is_null()))
+    broken.append((Reason.UNKNOWN_ITEM, ~pl.col("item_id").is_in(items.implode())))
     return Rules(values=_expressions(values), broken=tuple(broken))
 
 
@@ -150,9 +150,9 @@ def _text(column: str) -> pl.Expr:
 
 
 def _event() -> list[str | pl.Expr]:
-    code = _text("event")
-    event = code.cast(INTERACTIONS["event"], strict=False)
-    return [event.alias("event"), code.alias(f"{RAW_PREFIX}event")]
+    code = pl.col("event").cast(pl.String)
+    event = code.str.strip_chars().cast(INTERACTIONS["event"], strict=False)
+    return [event, code.alias(f"{RAW_PREFIX}event")]
 
 
 def _time(schema: pl.Schema) -> list[str | pl.Expr]:

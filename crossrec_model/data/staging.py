@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 
 from crossrec_model.data.quarantine import REASON, Reason
-from crossrec_model.data.rules import KNOWN_ITEM
 from crossrec_model.data.schema import IDENTITY, INTERACTIONS, canonical_columns
 from crossrec_model.data.summary import TableSummary, by_reason
 
 #: Position of a row in its source, from 0, over all files.
 POSITION: Final = "position"
+KEPT: Final = "kept"
 _HASH: Final = "identity_hash"
 #: More rows than these go to disk; about 0.3 KiB of memory each at the peak.
 ROWS_IN_MEMORY: Final = 12_000_000
@@ -37,14 +37,19 @@ class StagedInteractions:
 
     def kept(self) -> pl.LazyFrame:
         """Kept rows with canonical columns, context columns and `position`, in source order."""
-        good = self.rows.filter(pl.col(REASON).is_null() & ~self._again())
-        return good.select(POSITION, *canonical_columns(good.collect_schema(), INTERACTIONS))
+        return self.marked().filter(pl.col(KEPT)).drop(KEPT)
+
+    def marked(self) -> pl.LazyFrame:
+        """All rows as `kept` gives them, with a column `kept` instead of a filter."""
+        kept = (pl.col(REASON).is_null() & ~self._again()).alias(KEPT)
+        canonical = canonical_columns(self.rows.collect_schema(), INTERACTIONS)
+        return self.rows.select(POSITION, kept, *canonical)
 
     def rejected(self) -> pl.LazyFrame:
         """Rejected rows with their reason, in source order."""
         again = pl.when(self._again()).then(pl.lit(Reason.DUPLICATE.value))
         rows = self.rows.with_columns(again.otherwise(pl.col(REASON)).alias(REASON))
-        return rows.filter(pl.col(REASON).is_not_null()).drop(POSITION, _HASH, KNOWN_ITEM)
+        return rows.filter(pl.col(REASON).is_not_null()).drop(POSITION, _HASH)
 
     def _again(self) -> pl.Expr:
         if self.duplicates.is_empty():
@@ -111,16 +116,16 @@ def _find_duplicates(rows: pl.LazyFrame, identity: list[str], passes: int) -> pl
     Equal rows have equal hashes, so each pass takes one residue of the hash: rows whose hash
     occurs once are done, the few others are compared value by value.
     """
-    good = rows.filter(pl.col(REASON).is_null())
     found = []
     for residue in range(passes):
-        part = good.filter(pl.col(_HASH) % passes == residue) if passes > 1 else good
+        part = rows.filter(pl.col(_HASH) % passes == residue) if passes > 1 else rows
         hashes = part.select(_HASH).collect(engine="streaming")[_HASH].to_numpy(writable=True)
         hashes.sort()
         repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         if not len(repeated):
             continue
-        suspects = part.join(pl.LazyFrame({_HASH: repeated}), on=_HASH, how="semi")
+        good = part.filter(pl.col(REASON).is_null())
+        suspects = good.join(pl.LazyFrame({_HASH: repeated}), on=_HASH, how="semi")
         ordered = suspects.select(POSITION, *identity).collect(engine="streaming").sort(POSITION)
         found.append(ordered.filter(~pl.struct(identity).is_first_distinct())[POSITION])
     if not found:
