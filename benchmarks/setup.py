@@ -59,13 +59,17 @@ def main(targets: list[str]) -> None:
         if "demo" in targets:
             minutes, peak = measured(["make", "demo"], clone)
             figures += [
-                Figure(figure="demo.minutes", value=round(minutes, 2), goal="<=12", command=COMMAND),
+                Figure(
+                    figure="demo.minutes", value=round(minutes, 2), goal="<=12", command=COMMAND
+                ),
                 Figure(figure="demo.peak_gib", value=round(peak, 2), goal="<=4", command=COMMAND),
             ]
         if "test" in targets:
             minutes, _ = measured(["make", "test"], clone)
             figures.append(
-                Figure(figure="tests.minutes", value=round(minutes, 2), goal="<=15", command=COMMAND)
+                Figure(
+                    figure="tests.minutes", value=round(minutes, 2), goal="<=15", command=COMMAND
+                )
             )
     older = read_figures(RESULT) if RESULT.exists() else []
     write_figures(RESULT, merge_figures(older, figures))

@@ -12,9 +12,9 @@ import scipy.sparse as sp
 
 from clients.dataset import Dataset
 from clients.graph import user_items
-from clients.personal import Mixtures, fit_mixtures, validation_components
+from clients.personal import ValidationWeeks
 from clients.private import PrivateModel
-from clients.scoring import FEDERATED, LOCAL, Moment, SharedModel
+from clients.scoring import Moment, SharedModel
 from crossrec_model.config import TrainingConfig
 from crossrec_model.evaluation.baselines import (
     Baseline,
@@ -25,6 +25,7 @@ from crossrec_model.evaluation.baselines import (
 )
 from crossrec_model.evaluation.results import Result, View, measure, purchase_views
 from crossrec_model.evaluation.variety import category_features
+from crossrec_model.ranking import fit_mixture
 from crossrec_model.statistics import active_users
 
 Int = npt.NDArray[np.int64]
@@ -128,18 +129,19 @@ def model_results(
 
     Mixing weights come from the validation weeks; the test weeks are only ever measured.
     """
+    weeks = ValidationWeeks.of(dataset, config)
     test = held_out(dataset, config, platform, dataset.split.test, dataset.split.end)
+    before = weeks.moment.own_components(weeks.users, private)
     own = test.moment.own_components(test.users, private)
-    results: list[Result] = []
+    known = weeks.moment.components(weeks.users, before)
+    served = test.moment.components(test.users, own)
+    scores = fit_mixture(known, weeks.taken).scores(served)
+    results = _both_views(scores, test, "local", seed)
     for rival in rivals:
-        components, taken = validation_components(dataset, config, private, rival.at_validation)
-        mixtures: Mixtures = fit_mixtures(components, taken)
-        if not results:
-            scores = mixtures.local.scores(test.moment.components(test.users, own).select(LOCAL))
-            results += _both_views(scores, test, "local", seed)
-        parts = own | test.moment.shared_components(test.users, rival.at_test)
-        mixed = test.moment.components(test.users, parts).select(FEDERATED)
-        results += _both_views(mixtures.federated.scores(mixed), test, rival.row, seed)
+        shared = weeks.moment.shared_components(weeks.users, rival.at_validation)
+        mixture = fit_mixture(known.joined(shared), weeks.taken)
+        shared = test.moment.shared_components(test.users, rival.at_test)
+        results += _both_views(mixture.scores(served.joined(shared)), test, rival.row, seed)
     return results
 
 

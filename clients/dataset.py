@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 import torch
 
+from clients.graph import bought_together, user_items
 from clients.training import TrainingData
 from crossrec_model.config import ModelConfig
 from crossrec_model.data.histories import Histories, read_histories
@@ -31,6 +33,7 @@ class Dataset:
     histories: Histories
     split: TimeSplit
     device: torch.device
+    _graphs: dict[float, sp.csr_matrix] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def index(self) -> HistoryIndex:
@@ -48,6 +51,13 @@ class Dataset:
         return TrainingData(
             index=self.index, items=self.items, tensors=self.tensors, end=self.split.validation
         )
+
+    def graph(self, day: float) -> sp.csr_matrix:
+        """What the platform's users take together, from the events before `day`; kept once made."""
+        if day not in self._graphs:
+            taken = user_items(self.histories, len(self.items), day)
+            self._graphs[day] = bought_together(taken)
+        return self._graphs[day]
 
     def candidates(self, day: float) -> npt.NDArray[np.int64]:
         """Items with at least LEAST_BUYERS users before `day`; all known items if none has."""

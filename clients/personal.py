@@ -18,7 +18,7 @@ from crossrec_model.statistics import active_users
 Int = npt.NDArray[np.int64]
 
 #: Enough users for a dozen weights; bounds memory to users x candidates x features.
-MOST_VALIDATION_USERS: Final = 600
+MOST_VALIDATION_USERS: Final = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +39,32 @@ def validation_users(dataset: Dataset, moment: Moment, most: int = MOST_VALIDATI
     return users
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValidationWeeks:
+    """The users that mixing weights are fitted on, and what they took, `taken` bool [users, candidates]."""
+
+    moment: Moment
+    users: Int
+    taken: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: TrainingConfig) -> ValidationWeeks:
+        """Read them off a dataset."""
+        split = dataset.split
+        moment = Moment.at(dataset, config, split.validation)
+        users = validation_users(dataset, moment)
+        taken = dataset.taken(users, moment.candidates, split.validation, split.test)
+        return cls(moment=moment, users=users, taken=taken)
+
+
 def validation_components(
     dataset: Dataset, config: TrainingConfig, private: PrivateModel, shared: SharedModel
 ) -> tuple[Components, npt.NDArray[np.bool_]]:
     """All components at the start of the validation weeks, and what was taken within them."""
-    moment = Moment.at(dataset, config, dataset.split.validation)
-    users = validation_users(dataset, moment)
+    weeks = ValidationWeeks.of(dataset, config)
+    moment, users = weeks.moment, weeks.users
     parts = moment.own_components(users, private) | moment.shared_components(users, shared)
-    taken = dataset.taken(users, moment.candidates, dataset.split.validation, dataset.split.test)
-    return moment.components(users, parts), taken
+    return moment.components(users, parts), weeks.taken
 
 
 def fit_mixtures(components: Components, taken: npt.NDArray[np.bool_]) -> Mixtures:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 import torch
 
 from clients.dataset import Dataset
-from clients.graph import bought_together, nearest, user_items
+from clients.graph import nearest
 from clients.training import TrainingData, optimizer_for, steps, train_steps
 from crossrec_model.config import ModelConfig, Plan
+from crossrec_model.data.items import item_table
 from crossrec_model.encoding import ItemTensors
 from crossrec_model.network import Network
 from crossrec_model.parameters import initial_network
@@ -36,13 +36,19 @@ def private_config(model: ModelConfig) -> ModelConfig:
     return replace(model, relations=(*relations, "bought_together"))
 
 
-def private_tensors(dataset: Dataset, model: ModelConfig, graph: sp.csr_matrix) -> ItemTensors:
-    """The platform's items with content relations and, last, its own bought-together relation."""
-    own = nearest(graph, model.neighbours)[:, None]  # [items, 1, K]
-    content = dataset.items.neighbours[:, [r != "bought_together" for r in model.relations]]
-    return ItemTensors.of(
-        dataset.items, dataset.device, neighbours=np.concatenate([content, own], axis=1)
-    )
+def private_tensors(dataset: Dataset, model: ModelConfig, day: float) -> ItemTensors:
+    """The platform's items as only it may see them.
+
+    Items without a shared id have a row from their own id; the last relation is the platform's
+    bought-together graph of the events before `day`.
+    """
+    items = dataset.items
+    if (items.sketch[:, 0] < 0).any():
+        items = item_table(items.catalogue, model, private_ids=True)
+    own = nearest(dataset.graph(day), model.neighbours)[:, None]  # [items, 1, K]
+    content = items.neighbours[:, [r != "bought_together" for r in model.relations]]
+    neighbours = np.concatenate([content, own], axis=1)
+    return ItemTensors.of(items, dataset.device, neighbours=neighbours)
 
 
 def train_private(
@@ -56,8 +62,7 @@ def train_private(
     """Train on the events before the validation weeks; `note(epoch, loss)` as it goes."""
     end = dataset.split.validation
     config = private_config(plan.model)
-    graph = bought_together(user_items(dataset.histories, len(dataset.items), end))
-    tensors = private_tensors(dataset, plan.model, graph)
+    tensors = private_tensors(dataset, plan.model, end)
     statistics = measure(dataset.index, dataset.items, end, plan.model.sketch_width)
     popularity = log_popularity(item_counts(dataset.histories, len(dataset.items), end))
     network = initial_network(config, stream).to(dataset.device)
@@ -78,10 +83,13 @@ def restore_private(
     *,
     day: float,
 ) -> PrivateModel:
-    """The model of saved network tensors, over the graph of what was taken before `day`."""
+    """The model of saved network tensors, over the graph of what was taken before `day`.
+
+    Raises:
+        RuntimeError: if the tensors are not those of the plan's private network.
+    """
     network = Network(private_config(plan.model)).to(dataset.device)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
-    graph = bought_together(user_items(dataset.histories, len(dataset.items), day))
     return PrivateModel(
-        network=network, statistics=statistics, tensors=private_tensors(dataset, plan.model, graph)
+        network=network, statistics=statistics, tensors=private_tensors(dataset, plan.model, day)
     )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from clients.dataset import Dataset
-from clients.graph import bought_together, user_items
+from clients.graph import user_items
 from clients.private import PrivateModel
 from clients.training import to_device
 from crossrec_model.config import TrainingConfig
@@ -62,9 +62,8 @@ class Moment:
         items = len(self.dataset.items)
         popularity = log_popularity(item_counts(self.dataset.histories, items, self.day))
         taken = user_items(self.dataset.histories, items, self.day)
-        graph = bought_together(taken)
         taken.data = np.ones_like(taken.data)
-        affinity = (taken[users] @ graph)[:, self.candidates].toarray()
+        affinity = (taken[users] @ self.dataset.graph(self.day))[:, self.candidates].toarray()
         wide = np.broadcast_to(popularity[self.candidates], affinity.shape)
         return {
             "own popularity": wide.astype(np.float32),

@@ -8,7 +8,7 @@ frequency and recency: buying again is another decision than buying first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +41,15 @@ class Components:
         """The same users and items with only these components, in this order."""
         places = [self.names.index(name) for name in names]
         return Components(names=names, values=self.values[places], count=self.count, age=self.age)
+
+    def joined(self, more: Mapping[str, Float]) -> Components:
+        """The same users and items with more named scores, each [U, C], behind these."""
+        return Components(
+            names=(*self.names, *more),
+            values=np.concatenate([self.values, np.stack(list(more.values()))]),
+            count=self.count,
+            age=self.age,
+        )
 
     def users(self, rows: npt.NDArray[np.int64]) -> Components:
         """Only these users."""

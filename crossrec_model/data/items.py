@@ -147,9 +147,12 @@ def _given_vectors(catalogue: pl.DataFrame, size: int) -> Float:
 def _content_graph(columns: pl.DataFrame, model: ModelConfig) -> Int:
     """Neighbours that the catalogue alone implies: no user's row enters it, so it may be shared."""
     keys = {
-        "category": columns["category"].cast(pl.List(pl.String)).list.join(">", ignore_nulls=True),
-        "brand": columns["brand"],
-        "shop": columns["shop_id"],
+        "category": columns["category"]
+        .cast(pl.List(pl.String))
+        .list.join(">", ignore_nulls=True)
+        .str.to_lowercase(),
+        "brand": columns["brand"].cast(pl.String).str.to_lowercase(),
+        "shop": columns["shop_id"].cast(pl.String).str.to_lowercase(),
     }
     shape = (columns.height, len(model.relations), model.neighbours)
     graph = np.full(shape, -1, dtype=np.int64)
