@@ -7,9 +7,16 @@ from typing import Final
 
 import polars as pl
 
+from crossrec_model.data.schema import TIME
 from crossrec_model.data.staging import KEPT, POSITION, ROWS_IN_MEMORY, StagedInteractions
 
 _PART: Final = "part"
+_RANK: Final = "rank"
+#: A sort key is a number of three digits: the user's rank, microseconds since 1970 plus an offset
+#: that makes them positive (clean times lie after 1990), and the row.
+_EPOCH: Final = 2**55
+_TIMES: Final = 2**56
+_ROWS: Final = 2**32
 
 
 def write_ordered(
@@ -50,7 +57,7 @@ def write_ordered(
     )
     ordered = [scratch / f"sorted-{part:06}.parquet" for part in parts]
     for part, path in zip(parts, ordered, strict=True):
-        rows = pl.scan_parquet(scratch / "ranges" / f"{_PART}={part}")
+        rows = pl.scan_parquet(scratch / "ranges" / f"{_PART}={part}").sort(POSITION)
         _sorted(rows, users.filter(dealt == part)).write_parquet(path, compression="lz4")
     pl.scan_parquet(ordered).sink_parquet(
         file, compression="lz4", maintain_order=True, engine="streaming"
@@ -59,17 +66,28 @@ def write_ordered(
 
 
 def _sorted(marked: pl.LazyFrame, users: pl.Series) -> pl.DataFrame:
-    """Kept rows by user, time and position.
+    """Kept rows by user and time; rows of one instant stay in their order.
 
-    One 128-bit key sorts three times as fast as three columns do, and one chunk a column gathers
-    seven times as fast as the many that a stream leaves behind. The rows that aren't kept are few
-    and are left out by the gathering, which is cheaper than to filter first.
+    One 128-bit key of user, time and row sorts nine times as fast as three columns do, and says
+    which row to fetch. One chunk a column is fetched from seven times as fast as from the many
+    that a stream leaves behind. Rows that aren't kept are few, and leaving them out of the keys is
+    cheaper than to filter every column.
     """
+    canonical = [c for c in marked.collect_schema() if c not in (POSITION, KEPT)]
     # An Enum over the sorted users is their rank.
-    rank = pl.col("user_id").cast(pl.Enum(users), strict=False).to_physical()
-    rows = marked.with_columns(rank.alias("user_id")).collect(engine="streaming").rechunk()
-    time = pl.col("time").to_physical().cast(pl.Int128)
-    key = pl.col("user_id").cast(pl.Int128) * 2**88 + (time + 2**55) * 2**32 + pl.col(POSITION)
-    order = rows.select(pl.when(KEPT).then(key).arg_sort(nulls_last=True)).to_series()
-    ordered = rows.drop(POSITION, KEPT)[order.head(int(rows[KEPT].sum()))]
-    return ordered.with_columns(users.gather(ordered["user_id"]).alias("user_id"))
+    rank = pl.col("user_id").cast(pl.Enum(users), strict=False).to_physical().alias(_RANK)
+    others = [c for c in canonical if c not in ("user_id", "time")]
+    rows = marked.select(KEPT, rank, "time", *others).collect(engine="streaming").rechunk()
+    instant = pl.col("time").to_physical().cast(pl.Int128) + _EPOCH
+    row = pl.int_range(pl.len(), dtype=pl.Int128)
+    key = (pl.col(_RANK).cast(pl.Int128) * _TIMES + instant) * _ROWS + row
+    keys = rows.select(key.filter(KEPT).sort().alias("key"))
+    order = keys.select(pl.col("key") % _ROWS).to_series().cast(pl.get_index_type())
+    ranks = keys.select(pl.col("key") // (_TIMES * _ROWS)).to_series().cast(pl.UInt32)
+    times = keys.select(pl.col("key") // _ROWS % _TIMES - _EPOCH).to_series()
+    ordered = rows.select(others)[order]
+    return ordered.select(
+        users.gather(ranks).alias("user_id"),
+        times.cast(pl.Int64).cast(TIME).alias("time"),
+        pl.all(),
+    ).select(canonical)

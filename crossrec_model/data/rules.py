@@ -35,12 +35,17 @@ class Rules:
     """How to read a row's values, and when to reject it (the first rule that holds names it)."""
 
     values: tuple[pl.Expr, ...]
+    texts: tuple[str, ...]
     broken: tuple[tuple[Reason, pl.Expr], ...]
 
 
 def read(frame: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
     """Every value in its type, and as `raw_…` the text that it was read from."""
-    return frame.select(*rules.values)
+    # In two steps, because an expression that names the trimmed text twice would trim it twice.
+    trimmed = frame.select(*rules.values)
+    return trimmed.with_columns(
+        pl.when(pl.col(text) != "").then(pl.col(text)).alias(text) for text in rules.texts
+    )
 
 
 def judge(read: pl.LazyFrame, rules: Rules) -> pl.LazyFrame:
@@ -80,7 +85,7 @@ def interaction_rules(schema: pl.Schema, now: datetime, items: pl.Series) -> Rul
     if "price" in numbers:
         broken.append((Reason.BAD_PRICE, _bad_number("price", schema, above_zero=False)))
     broken.append((Reason.UNKNOWN_ITEM, ~pl.col("item_id").is_in(items.implode())))
-    return Rules(values=_expressions(values), broken=tuple(broken))
+    return Rules(values=_expressions(values), texts=tuple(texts), broken=tuple(broken))
 
 
 def catalogue_rules(schema: pl.Schema) -> Rules:
@@ -106,7 +111,7 @@ def catalogue_rules(schema: pl.Schema) -> Rules:
     for column in vectors:
         finite = pl.element().is_finite().fill_null(value=False)
         broken.append((Reason.BAD_VECTOR, ~pl.col(column).list.eval(finite).list.all()))
-    return Rules(values=_expressions(values), broken=tuple(broken))
+    return Rules(values=_expressions(values), texts=tuple(texts), broken=tuple(broken))
 
 
 def user_rules(schema: pl.Schema) -> Rules:
@@ -120,7 +125,7 @@ def user_rules(schema: pl.Schema) -> Rules:
         said = pl.when(text.is_in(_TRUE)).then(True).when(text.is_in(_FALSE) | blank).then(False)
         values += [said.alias("consent_to_link"), text.alias(f"{RAW_PREFIX}consent_to_link")]
         broken.append((Reason.BAD_CONSENT, pl.col("consent_to_link").is_null()))
-    return Rules(values=_expressions(values), broken=tuple(broken))
+    return Rules(values=_expressions(values), texts=tuple(texts), broken=tuple(broken))
 
 
 def _expressions(values: list[str | pl.Expr]) -> tuple[pl.Expr, ...]:
@@ -144,9 +149,8 @@ def _texts(schema: pl.Schema, canonical: dict[str, pl.DataType | type[pl.DataTyp
 
 
 def _text(column: str) -> pl.Expr:
-    """Text without surrounding white space; null where nothing is left."""
-    text = pl.col(column).cast(pl.String).str.strip_chars()
-    return pl.when(text.str.len_bytes() > 0).then(text).alias(column)
+    """Text without surrounding white space."""
+    return pl.col(column).cast(pl.String).str.strip_chars()
 
 
 def _event() -> list[str | pl.Expr]:

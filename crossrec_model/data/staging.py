@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import polars as pl
 
 from crossrec_model.data.quarantine import REASON, Reason
@@ -119,10 +118,9 @@ def _find_duplicates(rows: pl.LazyFrame, identity: list[str], passes: int) -> pl
     found = []
     for residue in range(passes):
         part = rows.filter(pl.col(_HASH) % passes == residue) if passes > 1 else rows
-        hashes = part.select(_HASH).collect(engine="streaming")[_HASH].to_numpy(writable=True)
-        hashes.sort()
-        repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        if not len(repeated):
+        hashes = part.select(_HASH).collect(engine="streaming").to_series().sort()
+        repeated = hashes.filter(hashes == hashes.shift()).unique()
+        if repeated.is_empty():
             continue
         good = part.filter(pl.col(REASON).is_null())
         suspects = good.join(pl.LazyFrame({_HASH: repeated}), on=_HASH, how="semi")

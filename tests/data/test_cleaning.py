@@ -166,7 +166,7 @@ def test_ordering_in_parts_equals_a_plain_sort(tmp_path_factory, pairs, size):
         for n, (user, second) in enumerate(pairs)
     ]
     staged = clean(source(rows), now=NOW, folder=folder).interactions
-    users = write_ordered(staged.kept(), folder / "o", scratch=folder, rows_in_memory=size)
+    users = write_ordered(staged, folder / "o", scratch=folder, rows_in_memory=size)
     ordered = pl.read_parquet(folder / "o").select("user_id", "time", "price").rows()
     assert ordered == sorted((r["user_id"], r["time"], r["price"]) for r in rows)
     assert users.to_list() == sorted({user for user, _ in pairs})
