@@ -100,7 +100,7 @@ class TrainingConfig:
 class FederationConfig:
     """Rounds, cohort and the server's optimiser (Reddi et al. 2021, Algorithm 2)."""
 
-    rounds: int = 16
+    rounds: int = 12
     min_platforms: int = 3
     round_timeout_s: float = 600.0
     optimizer: ServerOptimizer = "fedavg"
