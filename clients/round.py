@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -191,8 +192,10 @@ class PlatformRound:
             update, loss = self._measured(member, message), 0.0
             self._note(message.round, rounds, "measured statistics")
         else:
+            started = time.monotonic()
             update, loss = self._trained(member, message)
-            self._note(message.round, rounds, f"trained, loss {loss:.4f}")
+            seconds = time.monotonic() - started
+            self._note(message.round, rounds, f"trained, loss {loss:.4f}, {seconds:.2f} s")
         contribution = self._packed(update, self._weight(member), loss)
         return wire.UpdateReply(run=message.run, round=message.round, contribution=contribution)
 

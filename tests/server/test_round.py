@@ -138,3 +138,19 @@ def test_evaluation_goes_through_the_same_sums() -> None:
     outcome = _runner(scripts).evaluate(_model(), SEATS)
     assert outcome.metrics == {"ndcg@10": pytest.approx(0.2), "recall@10": pytest.approx(0.25)}
     assert outcome.lost == {"C": "the connection was lost"}
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_a_statistics_round_takes_the_mean_whatever_the_optimiser(number: int) -> None:
+    config = FederationConfig(round_timeout_s=7.0, rounds=9, optimizer="fedadam", server_lr=0.1)
+    start = ModelVersion(
+        run=RUN,
+        round=number - 1,
+        parameters=np.zeros(3, dtype=np.float32),
+        optimizer=initial_state(config, 3),
+    )
+    scripts = {1: _train([0, 0, 2], 1), 2: _train([0, 0, 6], 3)}
+    runner = RoundRunner(courier=ScriptedCourier(scripts), config=config, agreed=AGREED, least=1)
+    model, _ = runner.train(start, {"A": NodeId(1), "B": NodeId(2)})
+    np.testing.assert_allclose(model.parameters, [0, 0, 5])
+    assert model.optimizer is start.optimizer
