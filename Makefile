@@ -20,7 +20,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed  ## three platforms, one coordinator, one table and a report
-	$(BIN)/python -m simulations --out demo-report
+	$(BIN)/python -m simulations --out demo-report --figures demo-report/figures.json
 
 check: $(VENV)/.installed-dev  ## formatter, linter, strict types, import contracts
 	$(BIN)/ruff format --check .
@@ -34,7 +34,6 @@ test: check  ## the whole gate
 bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
 	$(BIN)/python benchmarks/cleaning.py
 	$(BIN)/python benchmarks/round_overhead.py
-	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/setup.py
 
 clean:

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--processes", action="store_true", help="a real server and a process a platform, over TLS")
     add("--engine", choices=("local", "ray"), default="local", help="who runs the platforms")
     add("--ray-address", help="an existing Ray cluster (default: one is started here)")
-    add("--at-once", type=int, default=2, help="platforms that train at once (default %(default)s)")
+    add("--at-once", type=int, default=3, help="platforms that train at once (default %(default)s)")
     add(
         "--evaluate-every",
         type=int,
