@@ -68,7 +68,8 @@ class Endpoint:
             )
         bare = self.address.removeprefix("https://").removeprefix("http://").rstrip("/")
         object.__setattr__(self, "address", bare)
-        if not self.host or not self.port.isdigit() or not 0 < int(self.port) < 65536:
+        port = int(self.port) if self.port.isascii() and self.port.isdigit() else 0
+        if not _is_host(self.host) or not 0 < port < 65536:
             raise ConfigError(
                 f"address {self.address!r} is not HOST:PORT; give e.g. example.org:9092"
             )
@@ -96,6 +97,14 @@ class Endpoint:
                 f"CA file {self.ca} can't be read as a PEM certificate; "
                 "give the coordinator's ca.pem as --ca"
             ) from None
+
+
+def _is_host(host: str) -> bool:
+    """Whether the resolver may be asked for it; it fails on empty or too long labels."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def probe(endpoint: Endpoint) -> None:

@@ -301,16 +301,15 @@ class _Session:
             state=RecordDict(),
             run_config={},
         )
-        started = time.monotonic()
         reply = application(message=message, context=context)
-        seconds = time.monotonic() - started
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
+            # Flower's field for the seconds that the work took stays empty: they tell how much
+            # data a platform has.
             request = fleet.PushMessagesRequest(
                 node=self._node,
                 messages_list=[message_to_proto(remove_content_from_message(reply))],
                 message_object_trees=[get_object_tree(reply)],
-                clientapp_runtime_list=[seconds],
             )
             objects = get_all_nested_objects(reply)
             response = self._call(self._client.PushMessages, request)

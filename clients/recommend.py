@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 
 from clients.dataset import Dataset
@@ -19,7 +20,7 @@ from crossrec_model.data.histories import read_histories
 from crossrec_model.data.items import item_table
 from crossrec_model.data.prepared import open_prepared
 from crossrec_model.data.splits import split_by_weeks
-from crossrec_model.errors import ConfigError
+from crossrec_model.errors import ConfigError, DataError
 from crossrec_model.parameters import Layout
 from crossrec_model.ranking import REPEAT_NAMES, Components, Mixture
 from crossrec_model.statistics import item_counts, log_popularity, shared_log_popularity
@@ -89,8 +90,14 @@ class Recommender:
         self._platform, self._plan = platform, received.plan
         self._notes, plan = _unfinished(folder, received), received.plan
         prepared = open_prepared(folder.data)
-        items = item_table(prepared.catalogue(), plan.model)
-        histories = read_histories(prepared.interactions(), items, plan.model.buckets)
+        try:
+            items = item_table(prepared.catalogue(), plan.model)
+            histories = read_histories(prepared.interactions(), items, plan.model.buckets)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(
+                f"{folder.data} is damaged ({str(error).splitlines()[0]}); prepare it again: "
+                f"python -m clients.platform data --id {platform} --data …"
+            ) from None
         split = split_by_weeks(float(histories.day.max()))
         self._dataset = Dataset(items=items, histories=histories, split=split, device=device)
         self._moment = Moment.at(self._dataset, plan.training, split.end)

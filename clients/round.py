@@ -15,8 +15,8 @@ from clients.scoring import SharedModel
 from clients.training import optimizer_for, steps, train_steps
 from clients.validation import Validation
 from crossrec_model import __version__
-from crossrec_model.config import ModelConfig, Plan, is_statistics_round
-from crossrec_model.errors import ConfigError, WireError
+from crossrec_model.config import ModelConfig, Plan, check_rounds, is_statistics_round
+from crossrec_model.errors import WireError
 from crossrec_model.parameters import Layout, Vector
 from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.statistics import Statistics, active_users, measure, shared_log_popularity
@@ -25,8 +25,6 @@ from crossrec_model.wire.contribution import pack
 
 TRAINING_METRICS: Final = ("loss",)
 EVALUATION_METRICS: Final = ("ndcg@10",)
-#: Statistics, training, statistics.
-LEAST_ROUNDS: Final = 3
 
 DatasetFor = Callable[[ModelConfig], Dataset]
 
@@ -147,11 +145,7 @@ class PlatformRound:
     def _welcome(self, message: wire.Welcome) -> wire.WelcomeReply:
         """Accept a plan, at any time: a coordinator that restarts welcomes everybody again."""
         plan = Plan.from_json(message.plan)
-        if plan.federation.rounds < LEAST_ROUNDS:
-            raise ConfigError(
-                f"the plan has {plan.federation.rounds} rounds, at least {LEAST_ROUNDS} are needed "
-                "(statistics, training, statistics); start the coordinator with more --rounds"
-            )
+        check_rounds(plan.federation)
         before = self.state
         if isinstance(before, Member) and _same_inputs(before.plan, plan):
             self.state = replace(before, plan=plan, received=None)

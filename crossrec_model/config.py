@@ -20,6 +20,9 @@ LocalOptimizer = Literal["adam", "sgd"]
 ServerOptimizer = Literal["fedavg", "fedavgm", "fedadam"]
 Activation = Literal["tanh", "sigmoid", "relu", "identity"]
 RELATIONS: Final = ("self", "category", "brand", "shop", "bought_together")
+#: Statistics, training, statistics.
+LEAST_ROUNDS: Final = 3
+_WIDEST: Final = 65536
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -61,7 +64,14 @@ class ModelConfig:
         _one_of("model.activation", self.activation, get_args(Activation))
         for relation in self.relations:
             _one_of("model.relations", relation, RELATIONS)
-        if self.tower[0] != 2 * self.dimension or self.tower[-1] != 1 or len(self.tower) < 2:
+        if not self.relations or len(set(self.relations)) < len(self.relations):
+            raise ConfigError(
+                f"model.relations = {list(self.relations)} must name at least one relation and "
+                f"each only once; choose some of {', '.join(RELATIONS)}"
+            )
+        for width in self.tower:
+            _within("model.tower", width, 1, _WIDEST)
+        if len(self.tower) < 2 or self.tower[0] != 2 * self.dimension or self.tower[-1] != 1:
             raise ConfigError(
                 f"model.tower = {list(self.tower)} must start at 2 x dimension = {2 * self.dimension} "
                 "and end at 1; change the tower or the dimension"
@@ -129,6 +139,15 @@ def is_statistics_round(number: int, rounds: int) -> bool:
     serving. Their mean is taken as it is, without the server's optimiser.
     """
     return number in (1, rounds)
+
+
+def check_rounds(federation: FederationConfig) -> None:
+    """Refuse a run too short to train; raises `ConfigError`."""
+    if federation.rounds < LEAST_ROUNDS:
+        raise ConfigError(
+            f"the plan has {federation.rounds} rounds, at least {LEAST_ROUNDS} are needed "
+            "(statistics, training, statistics); start the coordinator with more --rounds"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

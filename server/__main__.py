@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from crossrec_model.config import Plan
+from crossrec_model.config import Plan, check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.wire.codec import FloatVector
 from server.tls import TlsFiles, make_certificates
@@ -25,6 +25,13 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as everything else does: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str], *, initial: InitialModel | None = None) -> int:
@@ -42,7 +49,7 @@ def main(arguments: Sequence[str], *, initial: InitialModel | None = None) -> in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m server",
         description="The coordinator of a federation. "
         "`python -m server certificates --help` makes its TLS files.",
@@ -64,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _certificates(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m server certificates")
+    parser = _Parser(prog="python -m server certificates")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument(
         "--host",
@@ -104,14 +111,10 @@ def _coordinate(
     from server.listener import bind, serving
 
     with state_folder(options.state) as state, bind(options.host, options.port) as listener:
-        if initial is None:
-            from crossrec_model.parameters import initial_vector
-
-            initial = initial_vector
         start = starting_point(
             CheckpointStore(state),
             plan,
-            initial=initial,
+            initial=initial or _first_model,
             resume=options.resume,
             rounds=options.rounds,
         )
@@ -130,6 +133,14 @@ def _coordinate(
             end = coordinate(courier, state, start, run)
     print(f"finished after round {end.round}; the model is in {state / 'checkpoints'}", flush=True)
     return 0
+
+
+def _first_model(plan: Plan) -> FloatVector:
+    """The network's initial vector; ConfigError for a plan too short to train it."""
+    check_rounds(plan.federation)
+    from crossrec_model.parameters import initial_vector
+
+    return initial_vector(plan)
 
 
 def _tls(options: argparse.Namespace) -> TlsFiles | None:

@@ -154,7 +154,7 @@ def state_folder(path: Path) -> Iterator[Path]:
         FederationError: if it can't be written, or another process holds it.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise FederationError(
@@ -176,11 +176,15 @@ def state_folder(path: Path) -> Iterator[Path]:
 def _write_durably(path: Path, content: bytes) -> None:
     """Write to a temporary name, flush to the disk, rename, flush the folder."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

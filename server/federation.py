@@ -94,6 +94,7 @@ class Federation:
                 model diverges. The last checkpoint saved is whole.
         """
         self._save(self._checkpoint)
+        seats: dict[str, NodeId] = {}
         needed = self._options.platforms
         while self._checkpoint.round < self._config.rounds:
             seats = self._wait_for(needed)
@@ -105,7 +106,8 @@ class Federation:
                 self._admission.lost(seats[platform] for platform in error.lost)
                 # A platform that fails at once must not be asked in a tight loop.
                 time.sleep(min(1.0, self._options.wait_s))
-        self._finish()
+        # Stopped between the last round and its end, a coordinator finds nobody here at first.
+        self._finish(self._admission.seats() if seats else self._wait_for(needed))
         return self._checkpoint
 
     def _runner(self) -> RoundRunner:
@@ -186,11 +188,10 @@ class Federation:
         if outcome.lost:
             self._admission.lost(seats[platform] for platform in outcome.lost)
 
-    def _finish(self) -> None:
-        """Hand the final model to every platform that is here."""
+    def _finish(self, seats: dict[str, NodeId]) -> None:
+        """Hand the final model to these platforms."""
         last = self._checkpoint
         message = Finish(run=last.run, round=last.round, parameters=last.parameters)
-        seats = self._admission.seats()
         self._courier.exchange(
             dict.fromkeys(seats.values(), encode(message)), timeout_s=FINISH_TIMEOUT_S
         )
@@ -221,7 +222,7 @@ def starting_point(
 
     Raises:
         FederationError: for a store that holds a run already (without `resume`), or none (with it),
-            or one of another plan.
+            or one of another plan, or one that is finished already and should get more rounds.
     """
     last = store.latest()
     if last is None:
@@ -239,8 +240,14 @@ def starting_point(
             "the plan differs from the one the run was started with; "
             "leave out --plan to go on, or give another --state"
         )
-    wanted = with_rounds(plan or last.plan, rounds)
-    return replace(last, plan=with_rounds(last.plan, wanted.federation.rounds))
+    wanted = with_rounds(plan or last.plan, rounds).federation.rounds
+    if last.plan.federation.rounds <= last.round < wanted:
+        # Its last statistics have seen the validation weeks: training must not start from them.
+        raise FederationError(
+            f"the run was finished after {last.round} rounds and can't get {wanted}; "
+            "leave out --rounds, or start a longer run in another --state"
+        )
+    return replace(last, plan=with_rounds(last.plan, wanted))
 
 
 def with_rounds(plan: Plan, rounds: int | None) -> Plan:

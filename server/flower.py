@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from crossrec_model.config import Plan
+from crossrec_model.config import Plan, check_rounds
 from crossrec_model.errors import ConfigError, FederationError
 from server.checkpoint import CheckpointStore, state_folder
 from server.courier import Loss, Lost, NodeId
@@ -344,4 +344,5 @@ def main(grid: Grid, context: Context) -> None:
     platforms = int(settings.get("platforms", plan.federation.min_platforms))
     with state_folder(Path(settings.get("state", "crossrec-state"))) as state:
         start = starting_point(CheckpointStore(state), plan, initial=initial_vector, resume=False)
+        check_rounds(start.plan.federation)
         coordinate(GridCourier(grid), state, start, RunOptions(platforms=platforms))

@@ -34,7 +34,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
         # Listening now, not later: a second coordinator must fail here, before it touches anything.
         listener.listen(128)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listener.close()
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         reason = "is in use; stop what holds it or" if taken else f"can't be used ({error});"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from clients.recommend import COLD_REASON, REASONS, Recommender
 from clients.scoring import FEDERATED, Moment, SharedModel
 from clients.state import PlatformFolder, StateError
 from crossrec_model.config import Plan
-from crossrec_model.errors import ConfigError, FederationError
+from crossrec_model.errors import ConfigError, DataError, FederationError
 from crossrec_model.parameters import Layout, initial_vector
 from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.wire import messages as wire
@@ -134,6 +135,17 @@ def test_an_unknown_user_gets_the_popular_items_and_is_told(home) -> None:
     assert [item["place"] for item in document["items"]] == [1, 2, 3]
     with pytest.raises(ConfigError, match="k = 0 is below 1"):
         Recommender(PlatformFolder(home / "A"), "A", CPU).recommend("u7", k=0)
+
+
+@pytest.mark.parametrize("table", ["catalogue", "interactions"])
+def test_damaged_prepared_data_are_one_line(home, tmp_path, table) -> None:
+    folder = PlatformFolder(tmp_path / "A")
+    shutil.copytree(home / "A", folder.path)
+    path = folder.data / f"{table}.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"is damaged .*prepare it again: .* data --id A") as caught:
+        Recommender(folder, "A", CPU)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unfinished_run_keeps_the_last_finished_one_in_service(

@@ -279,7 +279,12 @@ def test_data_that_cannot_be_used_are_one_line(rows, tmp_path, capsys) -> None:
     assert "time" in _refused(capsys, *_options(state, broken))
     (broken / "events.csv").write_text(events.replace("purchase", "stroke"), encoding="utf-8")
     assert "stroke" in _refused(capsys, *_options(state, broken))
-    assert not (state / "A" / "data").exists()
+    (broken / "events.csv").write_text(events, encoding="utf-8")
+    items = (broken / "items.csv").read_text(encoding="utf-8").splitlines()
+    (broken / "items.csv").write_text("\n".join(items[:6]) + "\n", encoding="utf-8")
+    assert "it has 5 of the 30 items" in _refused(capsys, *_options(state, broken))
+    # Nothing but why the last rows were refused, the log's place and the lock.
+    assert {path.name for path in (state / "A").iterdir()} <= {"data.rejected", "lock"}
 
 
 def test_a_device_that_is_not_there(rows, tmp_path, capsys) -> None:

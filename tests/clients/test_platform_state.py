@@ -175,6 +175,7 @@ def test_a_failed_write_leaves_the_earlier_file(folder, plan, monkeypatch) -> No
     with pytest.raises(StateError, match="No space left on device; make room"):
         folder.save_received(later)
     assert (folder.path / RECEIVED).read_bytes() == before
+    assert not list(folder.path.glob("*.part"))
     monkeypatch.undo()
     folder.save_received(later)
     assert folder.load_received().received.round == 4

@@ -37,6 +37,9 @@ def test_equal_plans_have_equal_bytes_and_come_back(tmp_path: Path) -> None:
         ({"training": {"epochs": True}}, "must be of type int"),
         ({"federation": {"rounds": 0}}, "federation.rounds = 0 is outside"),
         ({"model": {"relations": ["self", "friend"]}}, "'friend' is unknown"),
+        ({"model": {"relations": []}}, "must name at least one relation"),
+        ({"model": {"relations": ["self", "brand", "brand"]}}, "each only once"),
+        ({"model": {"tower": [128, -5, 1]}}, r"model.tower = -5 is outside \[1, "),
         ({"model": {"colour": 1}}, "model.colour is unknown; known: buckets"),
         ({"colour": 1}, "plan key 'colour' is unknown"),
         ({"model": 3}, "model must be a table"),
@@ -60,7 +63,7 @@ def test_bytes_that_are_no_json(data) -> None:
 def test_the_tower_must_fit_the_dimension() -> None:
     good = ModelConfig(dimension=8, tower=(16, 4, 1))
     assert json.loads(Plan(model=good).to_json())["model"]["tower"] == [16, 4, 1]
-    for tower in ((15, 4, 1), (16, 4), (1,)):
+    for tower in ((15, 4, 1), (16, 4), (1,), ()):
         with pytest.raises(ConfigError, match="must start at"):
             ModelConfig(dimension=8, tower=tower)
 

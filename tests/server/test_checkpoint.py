@@ -116,4 +116,5 @@ def test_a_state_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"can't be used: .*give another --state"):
         with state_folder(occupied):
             pass
-    assert os.stat(held / "lock").st_mode & 0o077 == 0
+    for private in (held, held / "lock"):
+        assert os.stat(private).st_mode & 0o077 == 0

@@ -59,6 +59,10 @@ def test_a_bad_plan(
     ("extra", "reason"),
     [
         (("--rounds", "0"), "federation.rounds = 0"),
+        (("--rounds", "2"), "the plan has 2 rounds, at least 3 are needed"),
+        (("--rounds", "many"), "argument --rounds: invalid int value: 'many'; see"),
+        (("--colour", "red"), "unrecognized arguments: --colour red"),
+        (("--host", "shop..example"), "on shop..example can't be used"),
         (("--platforms", "0"), "platforms is 0; at least 1"),
         (("--wait", "-1"), "wait_s is -1.0"),
         (("--resume",), "no run to resume"),

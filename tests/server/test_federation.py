@@ -15,6 +15,7 @@ from crossrec_model.errors import ConnectionRefusedByPeerError, DataError, Feder
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.contribution import pack
 from server.checkpoint import Checkpoint, CheckpointStore
+from server.courier import NodeId
 from server.federation import Federation, RunOptions, fresh_start, starting_point
 from server.flower import GridCourier
 from server.progress import BarProgress, PlainProgress
@@ -117,13 +118,48 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     start = starting_point(store, PLAN, initial=_zeros, resume=False)
     with pytest.raises(StopError):
         _run({"A": _platform("A")}, start=start, save=stop_after_two)
+    longer = starting_point(store, None, initial=_zeros, resume=True, rounds=5)
+    assert longer.plan.federation.rounds == 5
     again = starting_point(store, None, initial=_zeros, resume=True)
     assert (again.round, again.run, again.plan) == (2, start.run, PLAN)
     end, _ = _run({"A": _platform("A")}, start=again, save=store.save)
     assert (end.parameters == 3).all()
     assert [record.round for record in end.history] == [1, 2, 3]
-    longer = starting_point(store, None, initial=_zeros, resume=True, rounds=5)
-    assert longer.plan.federation.rounds == 5
+    # Its statistics have seen the held-out weeks: nothing may be trained on them.
+    with pytest.raises(FederationError, match="finished after 3 rounds and can't get 5"):
+        starting_point(store, None, initial=_zeros, resume=True, rounds=5)
+
+
+def test_a_run_stopped_before_its_end_waits_to_hand_out_the_model(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    end, _ = _run({"A": _platform("A")}, save=store.save)
+    finals: list[wire.Finish] = []
+
+    def last(payload: bytes) -> bytes:
+        if isinstance(message := wire.decode(payload), wire.Finish):
+            finals.append(message)
+        return _platform("A")(payload)
+
+    class Late(GridCourier):
+        """Nobody is here at first, as after a restart."""
+
+        looks = 0
+
+        def nodes(self) -> dict[NodeId, float]:
+            self.looks += 1
+            return {} if self.looks < 5 else super().nodes()
+
+    grid = InProcessGrid({"A": last})
+    again = starting_point(store, None, initial=_zeros, resume=True)
+    Federation(
+        Late(grid),
+        again,
+        RunOptions(platforms=1, wait_s=20),
+        save=store.save,
+        progress=PlainProgress(io.StringIO()),
+    ).run()
+    grid.close()
+    assert [final.parameters.tolist() for final in finals] == [end.parameters.tolist()]
 
 
 def test_a_state_folder_is_not_mixed_up(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_record_of_sixteen_mebibytes_is_cut_into_four_pieces() -> None:
 
 def test_both_apps_are_ordinary_flower_apps(tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
-    plan.write_text("[federation]\nrounds = 2\nmin_platforms = 2\n", encoding="utf-8")
+    plan.write_text("[federation]\nrounds = 3\nmin_platforms = 2\n", encoding="utf-8")
     dimension = len(initial_vector(Plan.from_toml(plan)))
     grid = InProcessGrid({name: make_handler(name, dimension) for name in "AB"})
     context = coordinator_side.Context(
@@ -152,7 +152,7 @@ def test_both_apps_are_ordinary_flower_apps(tmp_path: Path) -> None:
     grid.close()
     last = CheckpointStore(tmp_path / "state").latest()
     assert last is not None
-    assert (last.round, len(last.parameters)) == (2, dimension)
+    assert (last.round, len(last.parameters)) == (3, dimension)
 
 
 def test_the_client_app_builds_its_platform_from_the_node_configuration(

@@ -108,6 +108,8 @@ def test_sixteen_megabytes_travel_both_ways_in_pieces(line: Line) -> None:
     assert line.paths.count("/v1/fleet/pull-object") == 8
     assert line.paths.count("/v1/fleet/push-object") == 8
     line.finish()
+    # How long a platform worked is not told: it would show how much data it has.
+    assert [run.clientapp_runtime for run in line.link._state.get_run_info()] == [0.0]
 
 
 def test_no_bundle_is_asked_for_and_none_is_run(line: Line) -> None:
