@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # One thread a platform: several platforms share the cores.
 export OMP_NUM_THREADS ?= 1
+# Threads that allocate large arrays must not each keep a heap of their own.
+export MALLOC_ARENA_MAX ?= 2
 
 .PHONY: demo test check bench clean
 .DEFAULT_GOAL := demo

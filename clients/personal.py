@@ -18,7 +18,7 @@ from crossrec_model.statistics import active_users
 Int = npt.NDArray[np.int64]
 
 #: Enough users for a dozen weights; bounds memory to users x candidates x features.
-MOST_VALIDATION_USERS: Final = 500
+MOST_VALIDATION_USERS: Final = 400
 
 
 @dataclass(frozen=True, kw_only=True)

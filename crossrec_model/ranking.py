@@ -107,7 +107,8 @@ def fit_mixture(components: Components, taken: npt.NDArray[np.bool_]) -> Mixture
     part = components.users(some)
     features = np.stack(list(part.features()))  # [F, U, C]
     scale = np.maximum(features.reshape(len(features), -1).std(axis=1), 1e-6)
-    x = torch.from_numpy(features / scale[:, None, None].astype(np.float32))
+    features /= scale[:, None, None].astype(np.float32)  # in place: this is the largest array
+    x = torch.from_numpy(features)
     y = torch.from_numpy(taken[some])
     new = torch.from_numpy(part.count == 0)
     theta = torch.zeros(len(features), requires_grad=True)
@@ -115,7 +116,8 @@ def fit_mixture(components: Components, taken: npt.NDArray[np.bool_]) -> Mixture
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
-        score = torch.einsum("f,fuc->uc", theta, x)
+        # A matrix product on the flat view: einsum would copy the whole array.
+        score = (theta @ x.flatten(1)).view(y.shape)
         loss = _surprise(score, y) + _surprise(score.masked_fill(~new, -1e9), y & new)
         loss = loss + _RIDGE * theta.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
