@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from clients.training import optimizer_for, steps, train_steps
 from clients.validation import Validation
 from crossrec_model import __version__
 from crossrec_model.config import ModelConfig, Plan, check_rounds, is_statistics_round
-from crossrec_model.errors import WireError
+from crossrec_model.errors import ConfigError, WireError
 from crossrec_model.parameters import Layout, Vector
 from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.statistics import Statistics, active_users, measure, shared_log_popularity
@@ -89,6 +90,9 @@ class PlatformRound:
         keep: gets everything that came from the federation, before the answer leaves.
         note: gets (round, rounds, what was done) after each round.
         earlier: what an earlier process of this platform kept; used if the same run goes on.
+
+    Raises:
+        ConfigError: for an id that no message can carry.
     """
 
     def __init__(
@@ -100,6 +104,8 @@ class PlatformRound:
         note: Callable[[int, int, str], None] = lambda number, rounds, text: None,
         earlier: Received | None = None,
     ) -> None:
+        if not re.fullmatch(wire.PLATFORM_ID, platform):
+            raise ConfigError(f"platform id {platform!r} must match {wire.PLATFORM_ID}; rename it")
         self._platform, self._dataset_for = platform, dataset_for
         self._keep, self._note, self._earlier = keep, note, earlier
         self.state: State = Stranger()

@@ -132,7 +132,7 @@ def test_two_platforms_take_part_and_recommend(start, tmp_path, rows, tls, capsy
     for line in (
         r"^connected to the coordinator at 127\.0\.0\.1:\d+$",
         r"^round 1/3: measured statistics$",
-        r"^round 2/3: trained, loss \d+\.\d+$",
+        r"^round 2/3: trained, loss \d+\.\d+, \d+\.\d+ s$",
         r"^round 3/3: measured statistics$",
         r"^private model, epoch 1/1: loss \d+\.\d+$",
         r"^mixing weights from \d+ validation users",

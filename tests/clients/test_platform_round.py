@@ -278,6 +278,12 @@ def test_numbers_that_are_not_finite_never_pass(datasets, plan) -> None:
     assert isinstance(_train(platform, plan, 2, vector), wire.UpdateReply)
 
 
+def test_a_name_that_no_message_can_carry_is_refused(datasets) -> None:
+    for name in ("", "shop one", "a" * 65, ".A"):
+        with pytest.raises(ConfigError, match=r"platform id .* must match .*; rename it"):
+            PlatformRound(name, lambda model: datasets["A"])
+
+
 def test_a_plan_that_cannot_be_followed_is_told_to_the_operator(datasets, plan) -> None:
     platform = _platform(datasets["A"])
     short = replace(plan, federation=FederationConfig(rounds=2))
