@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from crossrec_model.errors import ConfigError, CrossrecError
 
@@ -19,8 +21,9 @@ DEFAULT_DATA = "complete-journey"
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; 0, 2 for a refusal, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        options = _parser().parse_args(arguments)
         # Slow to import, so only once the options are known to be good.
         from simulations.experiment import run
 
@@ -34,8 +37,21 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """A mistake on the command line is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise ConfigError(f"{message}; see python -m simulations --help")
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    # The same way out as Ctrl-C, which ends the children too.
+    raise KeyboardInterrupt
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog="python -m simulations",
         description="Many platforms on one machine, through the same code as a real federation.",
     )
@@ -77,6 +93,13 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings
             raise ConfigError(
                 f"--{name.replace('_', '-')} is {getattr(options, name)}; give 1 or more"
             )
+    if options.evaluate_every < 0:
+        raise ConfigError(f"--evaluate-every is {options.evaluate_every}; give 0 (never) or more")
+    if options.device != "cpu" and (options.processes or options.engine == "ray"):
+        raise ConfigError("--device works with platforms in this process only; leave it out")
+    names = options.platforms or ()
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--platforms {' '.join(names)} names one twice; name each once")
     return Settings(
         data=options.data,
         platforms=tuple(options.platforms or ()),

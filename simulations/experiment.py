@@ -81,6 +81,8 @@ def run(settings: Settings) -> None:
             f"{plan.federation.rounds} rounds are too few; a run needs at least 3: "
             "statistics, training, statistics"
         )
+    if settings.engine == "processes" and any(settings.work.glob("seed-*")):
+        raise ConfigError(f"{settings.work} holds an earlier run; delete it or give another --work")
     platforms = _prepare(settings, console)
     experiment = Experiment(settings, plan, platforms, console)
     results = experiment.baselines()
@@ -123,12 +125,16 @@ def _sources(settings: Settings) -> dict[str, str]:
     if settings.data == EMBEDDED:
         return dict.fromkeys(settings.platforms or ("A", "B", "C"), EMBEDDED)
     root = Path(settings.data)
-    found = {p.name: str(p) for p in sorted(root.iterdir()) if p.is_dir()} if root.is_dir() else {}
+    found = (
+        {p.parent.name: str(p.parent) for p in sorted(root.glob("*/crossrec.toml"))}
+        if root.is_dir()
+        else {}
+    )
     names = settings.platforms or tuple(found)
     if not names:
         raise DataError(
             f"--data {settings.data} holds no platform folders; give {EMBEDDED}, or a folder with "
-            "one folder a platform"
+            "one folder a platform, each with its crossrec.toml"
         )
     for name in names:
         if name not in found:

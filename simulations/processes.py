@@ -59,6 +59,8 @@ class Child:
                 self._process.kill()
                 self._process.wait()
         self._reader.join(5)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 @contextmanager

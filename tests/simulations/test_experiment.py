@@ -92,6 +92,9 @@ def test_ray_gives_the_same_numbers(rows: Path, in_one_process: Path, tmp_path: 
         (["--data", "complete-journey", "--platforms", "D"], "'D'"),
         (["--processes", "--engine", "ray"], "exclude each other"),
         (["--device", "quantum"], "quantum"),
+        (["--rounds", "many"], "many"),
+        (["--platforms", "A", "A", "B"], "names one twice"),
+        (["--evaluate-every", "-1"], "--evaluate-every is -1"),
         (["--plan", "nowhere.toml"], "nowhere.toml"),
     ],
 )
