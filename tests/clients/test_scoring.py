@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -203,3 +205,39 @@ def test_the_curve_of_a_run_is_the_mean_ndcg_over_first_time_items(datasets, pla
         expected.append(gain / sum(1 / np.log2(n + 2) for n in range(min(10, len(new)))))
     assert len(expected) > 5
     assert check.ndcg(shared) == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+def test_the_shared_model_reads_no_other_users_row(
+    datasets: dict[str, Dataset], plan: Plan
+) -> None:
+    """With everybody else's events gone, a user's shared logits are the same."""
+    whole, user = datasets["A"], 3
+    histories = whole.histories
+    keep = histories.user_of_event() == user
+    counts = np.bincount(histories.user_of_event()[keep], minlength=len(histories))
+    alone = Dataset(
+        items=whole.items,
+        histories=replace(
+            histories,
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            **{
+                name: getattr(histories, name)[keep]
+                for name in ("item", "day", "weight", "bought", "spend", "context")
+            },
+        ),
+        split=whole.split,
+        device=whole.device,
+    )
+    day, rows = whole.split.validation, np.arange(len(whole.items))
+    network = initial_network(plan.model, ExperimentRandomness(1))
+    with torch.no_grad():
+        for layer in network.layers():
+            layer.weight += 0.5  # neighbours must matter, or the test could not fail
+    statistics = measure(whole.index, whole.items, day, plan.model.sketch_width)
+    found = [
+        Moment(dataset=d, config=plan.training, day=day, candidates=rows).logits(
+            network, statistics, d.tensors, np.zeros(len(rows)), np.array([user])
+        )
+        for d in (whole, alone)
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
