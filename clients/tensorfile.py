@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
+from crossrec_model.durable import write_durably
 
 _DOCUMENT: Final = "crossrec"
 _DIGEST: Final = "sha256"
@@ -29,23 +30,7 @@ def write(path: Path, document: Mapping[str, Any], tensors: Tensors) -> None:
     whole = {name: np.ascontiguousarray(t, dtype=np.float32) for name, t in tensors.items()}
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     content = save(whole, metadata={_DOCUMENT: text, _DIGEST: _digest(text, whole)})
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.unlink(missing_ok=True)
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(file, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_durably(path, content, mode=0o600)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:

@@ -22,6 +22,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from crossrec_model.config import Plan
+from crossrec_model.durable import write_durably
 from crossrec_model.errors import CrossrecError, FederationError
 from crossrec_model.wire.codec import FloatVector
 from server.optimizer import FedAdam, FedAvg, FedAvgM, OptimizerState
@@ -84,9 +85,9 @@ class CheckpointStore:
         }
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write_durably(self._folder / f"{stem}.safetensors", tensors)
+            write_durably(self._folder / f"{stem}.safetensors", tensors)
             target = self._folder / f"{stem}.json"
-            _write_durably(target, json.dumps(document, indent=1).encode())
+            write_durably(target, json.dumps(document, indent=1).encode())
             self._prune()
         except OSError as error:
             raise FederationError(
@@ -171,22 +172,3 @@ def state_folder(path: Path) -> Iterator[Path]:
         yield path
     finally:
         os.close(lock)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    """Write to a temporary name, flush to the disk, rename, flush the folder."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

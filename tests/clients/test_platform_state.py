@@ -16,6 +16,7 @@ from clients.personal import Mixtures
 from clients.round import Received
 from clients.scoring import FEDERATED, LOCAL
 from clients.state import MODEL, RECEIVED, Kept, Personal, PlatformFolder, StateError, Trained
+from crossrec_model import durable
 from crossrec_model.config import Plan
 from crossrec_model.data.splits import TimeSplit
 from crossrec_model.parameters import Layout
@@ -170,7 +171,7 @@ def test_a_failed_write_leaves_the_earlier_file(folder, plan, monkeypatch) -> No
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensorfile.os, "fsync", full)
+    monkeypatch.setattr(durable.os, "fsync", full)
     later = replace(_kept(plan), received=replace(_kept(plan).received, round=4))
     with pytest.raises(StateError, match="No space left on device; make room"):
         folder.save_received(later)
