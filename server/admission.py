@@ -16,7 +16,7 @@ from crossrec_model.wire.messages import (
     decode_as,
     encode,
 )
-from server.courier import Courier, Lost, NodeId
+from server.courier import Courier, Lost, NodeId, Payload
 from server.registry import Registry, Verdict
 
 #: An idle platform answers a greeting within a second; a busy one is not greeted.
@@ -86,11 +86,9 @@ class Admission:
     def _names(self, strangers: list[NodeId]) -> dict[NodeId, str]:
         """Return the platform id of every node that answers the greeting."""
         marks = self._courier.nodes()
-        answers = self._courier.exchange(
-            dict.fromkeys(strangers, self._hello), timeout_s=GREETING_TIMEOUT_S
-        )
+        greeting = dict.fromkeys(strangers, self._hello)
         named: dict[NodeId, str] = {}
-        for node, answer in answers.items():
+        for node, answer in self._courier.exchange(greeting, timeout_s=GREETING_TIMEOUT_S):
             reply = self._decoded(node, answer)
             if reply is None:
                 # Not greeted again before it is heard again, so that it can't slow every round.
@@ -106,7 +104,7 @@ class Admission:
                 named[node] = reply.platform
         return named
 
-    def _decoded(self, node: NodeId, answer: bytes | Lost) -> HelloReply | None:
+    def _decoded(self, node: NodeId, answer: Payload | Lost) -> HelloReply | None:
         if isinstance(answer, Lost):
             return None
         try:
@@ -116,9 +114,8 @@ class Admission:
             return None
 
     def _welcome_all(self, admitted: Mapping[NodeId, str]) -> None:
-        answers = self._courier.exchange(
-            dict.fromkeys(admitted, self._welcome), timeout_s=self._timeout_s
-        )
+        welcomes = dict.fromkeys(admitted, self._welcome)
+        answers = dict(self._courier.exchange(welcomes, timeout_s=self._timeout_s))
         for node in sorted(answers, key=lambda n: admitted[n]):
             platform, answer = admitted[node], answers[node]
             problem = str(answer.loss) if isinstance(answer, Lost) else self._objection(answer)
@@ -131,7 +128,7 @@ class Admission:
             else:
                 self._refuse(node, platform, problem)
 
-    def _objection(self, answer: bytes) -> str | None:
+    def _objection(self, answer: Payload) -> str | None:
         """Return why this answer to the plan can't be accepted, None if it can."""
         try:
             reply = decode_as(WelcomeReply, answer)
@@ -151,6 +148,6 @@ class Admission:
     def _refuse(self, node: NodeId, platform: str, reason: str) -> None:
         self._registry = self._registry.refuse(node)
         self._note(f"platform {platform} was refused: {reason}")
-        self._courier.exchange(
-            {node: encode(Refuse(reason=reason[:500]))}, timeout_s=GREETING_TIMEOUT_S
-        )
+        refusal = {node: encode(Refuse(reason=reason[:500]))}
+        # Whatever it answers, it is refused.
+        dict(self._courier.exchange(refusal, timeout_s=GREETING_TIMEOUT_S))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-import queue
 import threading
 import time
 import warnings
@@ -25,7 +24,7 @@ from typing import Any, Final
 from crossrec_model.config import Plan, check_rounds
 from crossrec_model.errors import ConfigError, FederationError
 from server.checkpoint import CheckpointStore, state_folder
-from server.courier import Loss, Lost, NodeId
+from server.courier import Arrivals, Frame, Loss, Lost, NodeId, Payload, arrivals
 from server.federation import RunOptions, coordinate, starting_point
 from server.gate import Application, Gate
 
@@ -69,8 +68,9 @@ _TIME_TO_LIVE_S: Final = 7 * 86_400.0
 _LOG = logging.getLogger("crossrec.coordinator")
 
 
-def to_record(payload: bytes) -> RecordDict:
+def to_record(frame: Frame) -> RecordDict:
     """Wrap bytes so that Flower sends them in pieces (an array record's are cut at 5 MiB)."""
+    payload = frame if isinstance(frame, bytes) else b"".join(frame)
     array = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
     return RecordDict({_KEY: ArrayRecord({_ARRAY: array})})
 
@@ -87,7 +87,6 @@ class GridCourier:
 
     #: A waiter polls at 2% of the time it has waited, between these bounds (seconds).
     POLL_S: Final = (0.01, 0.25)
-    CHECK_ONLINE_S: Final = 1.0  # how often silent nodes are checked for being online
 
     def __init__(
         self, grid: Grid, withdraw: Callable[[Iterable[str]], None] = lambda _ids: None
@@ -107,31 +106,27 @@ class GridCourier:
             if node.online_until - now > node.heartbeat_interval
         }
 
-    def exchange(
-        self, payloads: Mapping[NodeId, bytes], *, timeout_s: float
-    ) -> dict[NodeId, bytes | Lost]:
+    def exchange(self, payloads: Mapping[NodeId, Frame], *, timeout_s: float) -> Arrivals:
         """See `Courier.exchange`."""
         if not payloads:
-            return {}
-        end = time.monotonic() + timeout_s
-        nodes = list(payloads)
-        # One record for equal payloads: a broadcast is cut and hashed once, not once a node.
-        records = {payload: to_record(payload) for payload in set(payloads.values())}
-        ids = self._grid.push_messages([self._message(n, records[payloads[n]]) for n in nodes])
-        sent = {node: message_id for node, message_id in zip(nodes, ids, strict=True) if message_id}
-        results: dict[NodeId, bytes | Lost] = {n: Lost(Loss.GONE) for n in nodes if n not in sent}
-        answers: queue.Queue[tuple[NodeId, bytes | Lost]] = queue.Queue()
-        stop = threading.Event()
-        for node, message_id in sent.items():
-            waiter = (node, message_id, len(sent), answers, stop)
-            threading.Thread(target=self._await, args=waiter, daemon=True).start()
+            return
+        sent = self._send(payloads)
+        absent = [node for node in payloads if node not in sent]
+        del payloads  # the link holds its own copy for as long as a node needs it
         try:
-            self._collect(set(sent), answers, results, end)
+            yield from ((node, Lost(Loss.GONE)) for node in absent)
+            yield from arrivals(sent, partial(self._await, sent), self.nodes, timeout_s=timeout_s)
         finally:
-            stop.set()
             # What nobody waits for any more must not be worked on later.
-            self._withdraw([sent[node] for node in sent if node not in results])
-        return {node: results.get(node, Lost(Loss.LATE)) for node in nodes}
+            self._withdraw(sent.values())
+
+    def _send(self, payloads: Mapping[NodeId, Frame]) -> dict[NodeId, str]:
+        """Push every frame; return the messages' ids, of those nodes only that took theirs."""
+        # One record for one frame: a broadcast is cut and hashed once, not once a node.
+        records = {id(frame): to_record(frame) for frame in payloads.values()}
+        messages = [self._message(n, records[id(frame)]) for n, frame in payloads.items()]
+        ids = self._grid.push_messages(messages)
+        return {node: sent for node, sent in zip(payloads, ids, strict=True) if sent}
 
     def _message(self, node: NodeId, record: RecordDict) -> Message:
         # Flower names a message by its content, so equal ones need something that differs.
@@ -149,53 +144,25 @@ class GridCourier:
         )
         return make_message(metadata=metadata, content=record)
 
-    def _collect(
-        self,
-        pending: set[NodeId],
-        answers: queue.Queue[tuple[NodeId, bytes | Lost]],
-        results: dict[NodeId, bytes | Lost],
-        end: float,
-    ) -> None:
-        """Fill `results` until nothing is pending or the time is over."""
-        checked = time.monotonic()
-        while pending and (left := end - time.monotonic()) > 0:
-            try:
-                node, answer = answers.get(timeout=min(left, self.CHECK_ONLINE_S))
-                results[node] = answer
-                pending.discard(node)
-            except queue.Empty:
-                pass
-            if time.monotonic() - checked >= self.CHECK_ONLINE_S:
-                online, checked = self.nodes(), time.monotonic()
-                for node in pending - set(online):
-                    results[node] = Lost(Loss.GONE)
-                pending &= set(online)
-
     def _await(
-        self,
-        node: NodeId,
-        message_id: str,
-        waiters: int,
-        answers: queue.Queue[tuple[NodeId, bytes | Lost]],
-        stop: threading.Event,
-    ) -> None:
-        """Wait for one node, in a thread of its own: a slow upload blocks only this one."""
+        self, sent: Mapping[NodeId, str], node: NodeId, stop: threading.Event
+    ) -> Payload | Lost:
+        """Poll for one node's answer; a slow upload blocks only this call."""
         started = time.monotonic()
         try:
             while not stop.is_set():
-                for reply in self._grid.pull_messages([message_id]):
-                    answers.put((node, _opened(reply)))
-                    return
+                for reply in self._grid.pull_messages([sent[node]]):
+                    return _opened(reply)
                 low, high = self.POLL_S
                 gap = min(high, max(low, 0.02 * (time.monotonic() - started)))
-                stop.wait(gap * max(1.0, waiters / 10))
+                stop.wait(gap * max(1.0, len(sent) / 10))
         except Exception:
             if not stop.is_set():  # else Flower may have dropped what this waiter was reading
                 _LOG.exception("no answer from node %s", node)
-            answers.put((node, Lost(Loss.FAILED)))
+        return Lost(Loss.FAILED)
 
 
-def _opened(reply: Message) -> bytes | Lost:
+def _opened(reply: Message) -> Payload | Lost:
     if reply.has_error():
         gone = reply.error.code in {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE}
         return Lost(Loss.GONE if gone else Loss.FAILED)

@@ -67,7 +67,7 @@ class Line:
         return nodes
 
     def finish(self) -> None:
-        self.courier.exchange(dict.fromkeys(self.courier.nodes(), FINISH), timeout_s=10)
+        dict(self.courier.exchange(dict.fromkeys(self.courier.nodes(), FINISH), timeout_s=10))
         for thread in self.threads:
             thread.join(10)
             assert not thread.is_alive()
@@ -102,7 +102,7 @@ def test_sixteen_megabytes_travel_both_ways_in_pieces(line: Line) -> None:
     line.join(lambda payload: payload if payload != FINISH else wire.encode(wire.Ack()))
     (node,) = line.wait_for(1)
     frame = _frame(16)
-    answers = line.courier.exchange({node: frame}, timeout_s=60)
+    answers = dict(line.courier.exchange({node: frame}, timeout_s=60))
     assert answers == {node: frame}
     # 16 MiB in pieces of 5 MiB: four of them, and the four records around.
     assert line.paths.count("/v1/fleet/pull-object") == 8
@@ -120,11 +120,11 @@ def test_no_bundle_is_asked_for_and_none_is_run(line: Line) -> None:
     line.join(make_handler("A", 8))
     (node,) = line.wait_for(1)
     hello = wire.encode(wire.Hello(session=bytes(16)))
-    answer = line.courier.exchange({node: hello}, timeout_s=10)[node]
+    answer = dict(line.courier.exchange({node: hello}, timeout_s=10))[node]
     assert isinstance(answer, bytes)
     assert wire.decode_as(wire.HelloReply, answer).platform == "A"
     # Code in place of a frame is not a frame.
-    answer = line.courier.exchange({node: content}, timeout_s=10)[node]
+    answer = dict(line.courier.exchange({node: content}, timeout_s=10))[node]
     malformed = wire.Failure(code=wire.FailureCode.MALFORMED)
     assert answer == wire.encode(malformed)
     line.finish()
@@ -166,7 +166,7 @@ def test_a_death_in_mid_upload_delays_nobody_else(line: Line) -> None:
 
         thread = threading.Thread(target=announce_and_die)
         thread.start()
-        answers = line.courier.exchange({honest: frame, dying: frame}, timeout_s=2.0)
+        answers = dict(line.courier.exchange({honest: frame, dying: frame}, timeout_s=2.0))
         assert time.monotonic() - started < 4.0
         thread.join(10)
     assert "announced" in arrived
@@ -180,17 +180,17 @@ def test_a_node_that_says_goodbye_is_gone_before_the_time_is_over(line: Line) ->
         leaver = threading.Timer(0.3, client.DeactivateNode, (goodbye,))
         leaver.start()
         started = time.monotonic()
-        answers = line.courier.exchange({NodeId(node.node_id): b"x"}, timeout_s=30.0)
+        answers = dict(line.courier.exchange({NodeId(node.node_id): b"x"}, timeout_s=30.0))
         leaver.join()
     assert time.monotonic() - started < 10.0
     assert answers == {NodeId(node.node_id): Lost(Loss.GONE)}
 
 
 def test_an_unknown_node_is_gone_and_nothing_to_send_is_nothing(line: Line) -> None:
-    assert line.courier.exchange({NodeId(12345): b"x"}, timeout_s=5.0) == {
+    assert dict(line.courier.exchange({NodeId(12345): b"x"}, timeout_s=5.0)) == {
         NodeId(12345): Lost(Loss.GONE)
     }
-    assert line.courier.exchange({}, timeout_s=5.0) == {}
+    assert dict(line.courier.exchange({}, timeout_s=5.0)) == {}
 
 
 def test_nobody_speaks_for_another_node(line: Line) -> None:
@@ -271,13 +271,13 @@ def test_the_coordinator_forgets_messages_that_nobody_waits_for(line: Line) -> N
     (node,) = line.wait_for(1)
     with _raw_node(line) as (client, silent):
         line.wait_for(2)
-        assert line.courier.exchange({NodeId(silent.node_id): b"old"}, timeout_s=0.2) == {
+        assert dict(line.courier.exchange({NodeId(silent.node_id): b"old"}, timeout_s=0.2)) == {
             NodeId(silent.node_id): Lost(Loss.LATE)
         }
         pulled = client.PullMessages(fleet.PullMessagesRequest(node=silent))
         assert len(pulled.messages_list) == 0
     ack = wire.encode(wire.Ack())
-    assert line.courier.exchange({node: ack}, timeout_s=10) == {node: ack}
+    assert dict(line.courier.exchange({node: ack}, timeout_s=10)) == {node: ack}
     assert seen == [ack]
     line.finish()
 
