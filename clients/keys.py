@@ -1,0 +1,346 @@
+"""A platform's identity and pins on disk, beside what `clients.state` keeps in the same folder.
+
+    identity.key    the long-term private key (PKCS #8 in PEM, mode 0600); made once, never replaced
+    ID.platform     the public card, for the coordinator's operator
+    roster.json     the roster that this platform trusts, see `pin`
+    opened.json     which sums were opened over which platforms, see `Opened`
+    identity.lock   held while an identity is made
+
+Each file is replaced as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from clients.state import StateError
+from crossrec_model.durable import write_durably
+from crossrec_model.randomness import SystemRandomness
+from crossrec_model.secagg.errors import (
+    OldRoundError,
+    OtherListError,
+    RosterError,
+    SecureSumError,
+    SurvivorsError,
+)
+from crossrec_model.secagg.identity import (
+    FORMAT,
+    MAX_BYTES,
+    Card,
+    IdentityKey,
+    canonical,
+    check_exact,
+    fields,
+    not_private,
+    parse,
+)
+from crossrec_model.secagg.roster import MOST, SignedRoster
+from crossrec_model.wire.messages import PLATFORM_ID
+
+IDENTITY: Final = "identity.key"
+ROSTER: Final = "roster.json"
+OPENED: Final = "opened.json"
+#: Runs whose opened sums are remembered: the latest ones.
+RUNS: Final = 64
+RUN_BYTES: Final = 16
+#: Kinds of sum; with the bounds of a roster they keep `opened.json` within its own bound.
+KINDS: Final = 16
+_MAX_OPENED: Final = 1 << 23
+_OPENED: Final = {"format": int, "opened": list, "sha256": str}
+_RECORD: Final = {"kind": int, "round": int, "run": str, "survivors": list}
+
+
+def load_identity(folder: Path) -> IdentityKey:
+    """Read the platform's identity.
+
+    Raises:
+        StateError: if there is none, or the file or folder is damaged or not this user's alone.
+    """
+    path = folder / IDENTITY
+    try:
+        if fault := not_private(folder.stat(), os.geteuid()):
+            raise StateError(f"state folder {folder} {fault}")
+        # Opened without waiting, so that a pipe by that name can't hold us.
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(file, "rb") as stream:
+            if fault := not_private(os.fstat(file), os.geteuid()):
+                raise StateError(f"identity {path} {fault}")
+            pem = stream.read()
+    except FileNotFoundError:
+        raise StateError(
+            f"identity {path} does not exist; make it with: python -m clients.platform keys --id …"
+        ) from None
+    except OSError as error:
+        link = error.errno == errno.ELOOP
+        reason = "is a symbolic link" if link else f"can't be read: {error.strerror}"
+        raise StateError(f"identity {path} {reason}; put the key's own file there") from None
+    try:
+        return IdentityKey.from_pem(pem)
+    except SecureSumError as error:
+        raise StateError(f"identity {path} is damaged ({error}); restore it") from None
+
+
+def make_identity(folder: Path, randomness: SystemRandomness) -> tuple[IdentityKey, bool]:
+    """Return the platform's identity and whether it was made now; an existing one is never replaced.
+
+    Raises:
+        StateError: as `load_identity`, or if the folder can't be written.
+    """
+    path = folder / IDENTITY
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.path.lexists(path):
+            return load_identity(folder), False
+        folder.chmod(0o700)
+        with _alone(folder / "identity.lock"):
+            new = not os.path.lexists(path)
+            if new:
+                write_durably(path, IdentityKey.generate(randomness).to_pem(), mode=0o600)
+            return load_identity(folder), new
+    except OSError as error:
+        raise StateError(
+            f"state folder {folder} can't be used: {error.strerror}; give another --state"
+        ) from None
+
+
+def write_card(path: Path, platform: str, key: IdentityKey) -> None:
+    """Write a platform's card, in place of an earlier one of the same platform and of nothing else.
+
+    Raises:
+        StateError: if `path` holds anything else, or can't be written.
+        RosterError: for a platform id that no message can carry.
+    """
+    card = Card.of(platform, key)
+    check_card_place(path, platform)
+    try:
+        write_durably(path, card.to_json(), mode=0o644)
+    except OSError as error:
+        raise StateError(
+            f"card {path} can't be written: {error.strerror}; give another --out"
+        ) from None
+
+
+def check_card_place(path: Path, platform: str) -> None:
+    """Raise StateError unless a card of `platform` may be written to `path`."""
+    if not path.parent.is_dir():
+        raise StateError(f"folder {path.parent} does not exist; make it or give another --out")
+    if not os.path.lexists(path):
+        return
+    try:
+        # A link could lead to the private key.
+        if path.is_symlink() or not path.is_file():
+            raise StateError(f"{path} is no plain file; give another --out")
+        earlier = Card.from_json(_read(path, MAX_BYTES))
+    except (OSError, SecureSumError):
+        raise StateError(f"{path} exists and is no card; give another --out") from None
+    if earlier.member.platform != platform:
+        raise StateError(
+            f"{path} is the card of platform {earlier.member.platform}; give another --out"
+        )
+
+
+def load_roster(folder: Path) -> SignedRoster | None:
+    """Read the pinned roster, of two platforms too; None if none was pinned.
+
+    Raises:
+        StateError: if the file is damaged or can't be read.
+    """
+    path = folder / ROSTER
+    try:
+        return SignedRoster.from_json(_read(path, MAX_BYTES), allow_two=True)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path} can't be read: {error.strerror}; check who owns it") from None
+    except SecureSumError as error:
+        raise StateError(
+            f"pinned roster {path} can't be trusted ({error}); move it away and compare the "
+            "signer's fingerprint by phone again"
+        ) from None
+
+
+def pin(folder: Path, signed: SignedRoster, *, accept: bool) -> str:
+    """Trust a roster from now on, if it follows the one that is pinned; return a note, or "".
+
+    The first one is pinned as it is. After that only a higher version by the same signer is taken,
+    and only with `accept`: whoever made it could have put in a platform of his own.
+
+    Raises:
+        RosterError: for another signer or federation, an older version, a second roster of the same
+            version, or a newer one without `accept`.
+        StateError: if the pinned one is damaged, or the folder can't be written.
+    """
+    before, roster = load_roster(folder), signed.roster
+    signer = f"signed by {roster.signer.fingerprint}"
+    named = f"roster of {roster.federation}, version {roster.version}"
+    if before is None:
+        note = (
+            f"pinned the {named} ({', '.join(roster.platforms)}), {signer}; "
+            "compare this by phone with the coordinator's operator"
+        )
+    elif before.roster == roster:
+        return ""
+    else:
+        roster.check_follows(before.roster)
+        changes = roster.changes_since(before.roster) or "no platform changed"
+        if not accept:
+            raise RosterError(
+                f"the {named} is newer than the pinned version {before.roster.version}: {changes}; "
+                "ask the coordinator's operator by phone, then add --accept-roster"
+            )
+        note = f"accepted the {named}: {changes}"
+    _write(folder / ROSTER, signed.to_json())
+    return note
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """The latest round of a kind that was opened in a run, and over whom."""
+
+    run: bytes
+    kind: int
+    round: int
+    survivors: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.run) != RUN_BYTES:
+            raise ValueError(f"run has {len(self.run)} bytes; {RUN_BYTES} are needed")
+        if not 0 <= self.kind < KINDS or not 1 <= self.round < 2**32:
+            raise ValueError(f"kind {self.kind} or round {self.round} is out of bounds")
+        names = self.survivors
+        if not 1 <= len(names) <= MOST or list(names) != sorted(set(names)):
+            raise SurvivorsError(
+                f"a list of {len(names)} survivors is empty, longer than {MOST}, or names one twice"
+            )
+        if not all(re.fullmatch(PLATFORM_ID, name) for name in names):
+            raise SurvivorsError("a survivor's id is not a platform id")
+
+    def check_after(self, before: _Record) -> None:
+        """Raise unless this may be opened after the latest round of the same run and kind."""
+        where = f"run {self.run.hex()[:8]}, kind {self.kind}, round {self.round}"
+        if self.round < before.round:
+            raise OldRoundError(f"{where} was left behind: round {before.round} was opened")
+        if self.round == before.round and self.survivors != before.survivors:
+            raise OtherListError(
+                f"{where} was opened over {', '.join(before.survivors)}, and is now asked for over "
+                f"{', '.join(self.survivors)}: the difference would show single platforms"
+            )
+
+
+class Opened:
+    """What was opened, durably: for each run and kind the latest round, and its survivors.
+
+    Two sums of one round over different platforms would show a platform by their difference. So that
+    no restart forgets, a list counts as opened from the moment it is written. The last 64 runs are kept.
+
+    Raises:
+        StateError: if the file is damaged or can't be read or written, here and in `check_and_record`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / OPENED
+        self._lock = threading.Lock()
+        # Written at once: a folder that can't be written shows now, not in the midst of a round.
+        if not os.path.lexists(self._path):
+            self._store([])
+        self._load()
+
+    def check_and_record(
+        self, run: bytes, kind: int, round: int, survivors: tuple[str, ...]
+    ) -> None:
+        """Record that a sum is opened over `survivors` (in any order); the same again is fine.
+
+        It is on the disk when this returns.
+
+        Raises:
+            OldRoundError: if a later round of this run and kind was opened.
+            OtherListError: if this round was opened over other survivors.
+            SurvivorsError: for an empty list, an id twice, or more than a roster can have.
+        """
+        asked = _Record(run=run, kind=kind, round=round, survivors=tuple(sorted(survivors)))
+        with self._lock:
+            # Read anew each time: a file that was exchanged or lost meanwhile must show.
+            records = self._load()
+            for record in records:
+                if (record.run, record.kind) == (run, kind):
+                    asked.check_after(record)
+            kept = [r for r in records if (r.run, r.kind) != (run, kind)]
+            self._store(_latest_runs([*kept, asked]))
+
+    def _load(self) -> list[_Record]:
+        try:
+            return _records(_read(self._path, _MAX_OPENED))
+        except OSError as error:
+            raise StateError(
+                f"{self._path} can't be read: {error.strerror}; without it no sum may be opened"
+            ) from None
+        except (ValueError, TypeError, SecureSumError):
+            raise StateError(
+                f"{self._path} is damaged, so what was opened before is not known; restore it, or "
+                "move it away once the coordinator has begun a new run"
+            ) from None
+
+    def _store(self, records: list[_Record]) -> None:
+        _write(self._path, _document(records))
+
+
+def _latest_runs(records: list[_Record]) -> list[_Record]:
+    """Keep the records of the last runs; the latest record stands last."""
+    latest = dict.fromkeys(record.run for record in reversed(records))
+    kept = set(list(latest)[:RUNS])
+    return [record for record in records if record.run in kept]
+
+
+def _document(records: list[_Record]) -> bytes:
+    entries = [asdict(record) | {"run": record.run.hex()} for record in records]
+    content: dict[str, Any] = {"format": FORMAT, "opened": entries}
+    return canonical(content | {"sha256": sha256(canonical(content)).hexdigest()})
+
+
+def _records(data: bytes) -> list[_Record]:
+    """Read `_document` back; any error means damage."""
+    found = fields(parse(data, OPENED, most=_MAX_OPENED), OPENED, _OPENED)
+    records = []
+    for value in found["opened"]:
+        entry = fields(value, OPENED, _RECORD)
+        run, names = bytes.fromhex(entry.pop("run")), tuple(entry.pop("survivors"))
+        records.append(_Record(run=run, survivors=names, **entry))
+    check_exact(_document(records), data, OPENED)
+    return records
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Read a file, at most one byte more than `most`; raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(file, "rb") as stream:
+        return stream.read(most + 1)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_durably(path, content, mode=0o600)
+    except OSError as error:
+        raise StateError(
+            f"{path} can't be written: {error.strerror}; make room or give another --state"
+        ) from None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for whoever has it; it stays behind, empty."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
