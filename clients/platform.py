@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit code: 0, 2 for a mistake, 128 + signal."""
-    commands = {"recommend": _recommend, "data": _data}
+    commands = {"recommend": _recommend, "data": _data, "keys": _keys}
     # Everything that is written is for the operator's eyes only.
     before = os.umask(0o077)
     try:
@@ -154,6 +154,31 @@ def _data(arguments: Sequence[str]) -> int:
 
     with settings.folder.held():
         prepare_data(settings, print)
+    return 0
+
+
+def _keys(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog=f"{PROGRAM} keys",
+        description="Make the platform's identity if there is none, and write its public card.",
+    )
+    _add_place(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the card (default: ID.platform beside the key)"
+    )
+    options = parser.parse_args(arguments)
+    _check_id(options.id)
+    from clients.keys import check_card_place, make_identity, write_card
+    from crossrec_model.randomness import SystemRandomness
+
+    folder: Path = options.state / options.id
+    if options.out is not None:
+        check_card_place(options.out, options.id)
+    key, new = make_identity(folder, SystemRandomness())
+    card = options.out or folder / f"{options.id}.platform"
+    write_card(card, options.id, key)
+    print(f"identity of {options.id}: {key.public.fingerprint}{' (new)' if new else ''}")
+    print(f"send {card} to the coordinator's operator and compare the fingerprint by phone")
     return 0
 
 

@@ -42,6 +42,8 @@ def main(arguments: Sequence[str], *, initial: InitialModel | None = None) -> in
     try:
         if arguments[:1] == ["certificates"]:
             return _certificates(arguments[1:])
+        if arguments[:1] == ["roster"]:
+            return _roster(arguments[1:])
         return _serve(_parser().parse_args(arguments), initial)
     except CrossrecError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -82,6 +84,26 @@ def _certificates(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     files = make_certificates(options.out, options.host)
     print(f"wrote {files.certificate} and {files.key}; give every platform {files.ca}")
+    return 0
+
+
+def _roster(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="python -m server roster",
+        description="List the platforms of a federation by their cards, and sign the list.",
+    )
+    add = parser.add_argument
+    add("cards", type=Path, nargs="*", metavar="CARD", help="a platform's file ID.platform")
+    add("--out", type=Path, required=True, help="folder of roster.json and its signing key")
+    add("--name", help="the federation's name, needed once")
+    add("--expel", action="append", default=[], metavar="ID", help="take off (repeatable)")
+    options = parser.parse_args(arguments)
+    from server.rosters import list_platforms
+
+    listed = list_platforms(
+        options.out, federation=options.name, cards=options.cards, expel=options.expel
+    )
+    print("\n".join(listed.lines()))
     return 0
 
 

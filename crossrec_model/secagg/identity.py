@@ -17,7 +17,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, final
+from typing import Any, Final, NoReturn, final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -28,13 +28,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.derive import KEY_BYTES, domain
 from crossrec_model.secagg.errors import IdentityError, RosterError, SignatureError
 from crossrec_model.wire.messages import PLATFORM_ID
-
-if TYPE_CHECKING:
-    # For the type alone: that module loads torch, which nothing here needs.
-    from crossrec_model.randomness import SystemRandomness
 
 FORMAT: Final = 1
 #: Of a card or a roster.

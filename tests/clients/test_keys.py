@@ -27,6 +27,7 @@ from clients.keys import (
     pin,
     write_card,
 )
+from clients.platform import main
 from clients.state import StateError
 from crossrec_model.errors import CrossrecError
 from crossrec_model.randomness import SystemRandomness
@@ -521,3 +522,70 @@ def test_a_killed_process_has_recorded_what_it_answered(folder: Path) -> None:
         assert [entry["round"] for entry in record] in ([answered], [answered + 1])
         with pytest.raises((OtherListError, OldRoundError)):
             Opened(folder).check_and_record(bytes(16), 0, answered, ("A", "B", "D"))
+
+
+# The command.
+
+
+def test_the_command_makes_an_identity_and_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["keys", "--id", "A", "--state", "state"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    identity = load_identity(tmp_path / "state" / "A")
+    assert f"identity of A: {identity.public.fingerprint} (new)" in first
+    assert "send state/A/A.platform" in first
+    secret = identity.to_pem().splitlines()[1].decode()
+    card = (tmp_path / "state" / "A" / "A.platform").read_bytes()
+    assert Card.from_json(card).member == Member("A", identity.public)
+    assert main([*arguments, "--out", "A.platform"]) == 0
+    again = capsys.readouterr().out
+    assert f"identity of A: {identity.public.fingerprint}\n" in again
+    assert (tmp_path / "A.platform").read_bytes() == card
+    for shown in (first, again, card.decode()):
+        assert secret not in shown
+        assert identity.to_bytes().hex() not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--id", "A B"], "platform id 'A B'"),
+        (["--id", "../A"], "platform id '../A'"),
+        ([], "--id"),
+        (["--id", "A", "--out", "none/A.platform"], "folder none does not exist"),
+        (["--id", "A", "--out", "."], "no plain file"),
+        (["--id", "A", "--out", "note.txt"], "note.txt exists and is no card"),
+        (["--id", "A", "--state", "note.txt"], "give another --state"),
+    ],
+)
+def test_mistakes_in_the_command_leave_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("mine")
+    assert main(["keys", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert reason in shown.err
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+    assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+def test_the_command_does_not_use_a_key_that_others_can_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["keys", "--id", "A", "--state", str(tmp_path)]
+    assert main(arguments) == 0
+    (tmp_path / "A" / "identity.key").chmod(0o644)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "chmod 600" in capsys.readouterr().err

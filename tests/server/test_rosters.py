@@ -14,6 +14,7 @@ from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.errors import IdentityError, RosterError, SecureSumError
 from crossrec_model.secagg.identity import Card, IdentityKey
 from crossrec_model.secagg.roster import SignedRoster
+from server.__main__ import main
 from server.rosters import Listed, list_platforms
 
 NAMES = "ABCDE"
@@ -257,3 +258,47 @@ def test_commands_at_once_give_each_change_a_version(three: Path, cards: dict[st
     assert sorted(versions) == [2, 3]
     last = SignedRoster.from_json((three / "roster.json").read_bytes()).roster
     assert last.platforms == ("A", "B", "C", "D", "E")
+
+
+def test_the_command(
+    folder: Path, cards: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["roster", "--out", str(folder)]
+    three = [str(cards[n]) for n in "ABC"]
+    assert main([*out, "--name", "north", *three]) == 0
+    shown = capsys.readouterr().out
+    roster = SignedRoster.from_json((folder / "roster.json").read_bytes()).roster
+    assert "roster of north, version 1: new" in shown
+    assert all(member.public.fingerprint in shown for member in roster.members)
+    assert main([*out, str(cards["D"]), str(cards["E"])]) == 0
+    assert "version 2: added D, E" in capsys.readouterr().out
+    assert main([*out, "--expel", "A", "--expel", "B"]) == 0
+    assert "version 3: removed A, B" in capsys.readouterr().out
+    assert main(out) == 0
+    assert "version 3: unchanged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["A", "B"], "a sum over two shows each the other's update"),
+        (["A", "B", "none"], "none can't be read"),
+        (["A", "B", "C", "--expel", "X"], "X is not on the roster"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_mistakes_in_the_command(
+    folder: Path,
+    cards: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    reason: str,
+) -> None:
+    given = [str(cards.get(word, word)) for word in arguments]
+    assert main(["roster", "--out", str(folder), "--name", "north", *given]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert reason in shown.err
+    assert not folder.exists()
