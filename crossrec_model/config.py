@@ -132,6 +132,32 @@ class FederationConfig:
         _within("federation.tau", self.tau, 1e-12, 1.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AggregationConfig:
+    """How contributions become integers, and what the secure sum withstands (docs/secagg.md).
+
+    An update is scaled down to the Euclidean norm `clip_norm` and to `bound` in each coordinate; a
+    weight counts up to `max_weight`. Each bound is divided into `levels` steps. Fewer than
+    `colluding_share` of the roster's platforms may collude with the coordinator. One key agreement
+    serves `slots` sums.
+    """
+
+    levels: int = 1 << 24
+    bound: float = 1.0
+    clip_norm: float = 100.0
+    max_weight: float = 65536.0
+    colluding_share: float = 1 / 3
+    slots: int = 64
+
+    def __post_init__(self) -> None:
+        _within("aggregation.levels", self.levels, 2, (1 << 31) // 3)
+        _within("aggregation.bound", self.bound, 1e-6, 1e6)
+        _within("aggregation.clip_norm", self.clip_norm, 1e-6, 1e9)
+        _within("aggregation.max_weight", self.max_weight, 1.0, 1e9)
+        _within("aggregation.colluding_share", self.colluding_share, 0.0, 1.0)
+        _within("aggregation.slots", self.slots, 1, 1024)
+
+
 def is_statistics_round(number: int, rounds: int) -> bool:
     """Whether a round (from 1) carries statistics instead of training: the first and the last do.
 
@@ -157,6 +183,7 @@ class Plan:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     #: Seed of the experiment streams (initial weights, sampling), not of keys or noise.
     seed: int = 0
 
@@ -180,7 +207,7 @@ class Plan:
 
     @classmethod
     def from_toml(cls, path: Path) -> Plan:
-        """Read a plan file with the tables `[model]`, `[training]`, `[federation]` and `seed`."""
+        """Read a plan file with the tables `[model]`, `[training]`, `[federation]`, `[aggregation]`."""
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -197,6 +224,7 @@ class Plan:
             "model": ModelConfig,
             "training": TrainingConfig,
             "federation": FederationConfig,
+            "aggregation": AggregationConfig,
         }
         unknown = sorted(set(table) - {*sections, "seed"})
         if unknown:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.statistics import Statistics
 
 Vector = npt.NDArray[np.float32]
+
+#: Moments of user numbers travel divided by this, so that they lie in [-1, 1] as all else does.
+MOMENT_SCALE: Final = 1024.0
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,12 @@ class Layout:
     def pack(self, network: Network, statistics: Statistics) -> Vector:
         """Return the vector float32 [size] of a network and its statistics."""
         parts = [p.detach().cpu().numpy().ravel() for _, p in network.named_parameters()]
-        tail = (statistics.sketch, statistics.mean, statistics.square)
-        return np.concatenate([*parts, *tail]).astype(np.float32)
+        return np.concatenate([*parts, self.tail(statistics)]).astype(np.float32)
+
+    def tail(self, statistics: Statistics) -> Vector:
+        """Return the statistics as the last part of the vector, float32 [size - trained]."""
+        moments = np.concatenate([statistics.mean, statistics.square]) / np.float32(MOMENT_SCALE)
+        return np.concatenate([statistics.sketch, np.clip(moments, -1, 1)]).astype(np.float32)
 
     def unpack(self, vector: Vector, device: torch.device) -> tuple[Network, Statistics]:
         """Return a new network and the statistics held in a vector float32 [size].
@@ -73,10 +81,8 @@ class Layout:
                 position += parameter.numel()
         cells = SKETCH_ROWS * self.model.sketch_width
         tail = vector[self.trained :]
-        mean, square = np.split(tail[cells:], 2)
-        return network, Statistics(
-            sketch=tail[:cells].copy(), mean=mean.copy(), square=square.copy()
-        )
+        mean, square = np.split(tail[cells:] * np.float32(MOMENT_SCALE), 2)
+        return network, Statistics(sketch=tail[:cells].copy(), mean=mean, square=square)
 
 
 def initial_network(model: ModelConfig, stream: ExperimentRandomness) -> Network:

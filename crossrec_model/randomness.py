@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @final
@@ -35,6 +37,8 @@ class ExperimentRandomness:
 
     def torch(self) -> torch.Generator:
         """A fresh CPU generator at the start of this stream (experiments only: 32-bit seed)."""
+        import torch
+
         generator = torch.Generator()
         generator.manual_seed(int.from_bytes(self._digest()[:4], "little"))
         return generator

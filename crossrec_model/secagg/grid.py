@@ -209,7 +209,7 @@ class Grid:
             # A NaN goes through both, and then fails every comparison.
             high, low = float(part.max()), float(part.min())
             if not (high <= self._limit and low >= -self._limit):
-                worst = high if high > -low or math.isnan(high) else low
+                worst = high if high > -low else low
                 _check_value("a coordinate of the update", worst, self._limit)
 
     def _encode(

@@ -116,7 +116,7 @@ def pack(values: Numbers, bits: int, out: memoryview) -> None:
         target[position::3] = raw[position::4]
 
 
-def unpack(raw: bytes | memoryview, bits: int) -> Numbers:
+def unpack(raw: bytes | bytearray | memoryview, bits: int) -> Numbers:
     """Return the numbers in their wire form; raises ValueError for a part of a number left over."""
     count, left = divmod(8 * len(raw), bits)
     if left:
@@ -126,7 +126,7 @@ def unpack(raw: bytes | memoryview, bits: int) -> Numbers:
     return values
 
 
-def add_packed(total: Numbers, raw: bytes | memoryview, bits: int) -> None:
+def add_packed(total: Numbers, raw: bytes | bytearray | memoryview, bits: int) -> None:
     """Add a vector in its wire form to `total` in place, wrapping; the lengths must fit."""
     if len(total) * bits != 8 * len(raw):
         raise ValueError(f"{len(raw)} bytes are not {len(total)} numbers of {bits} bits")

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from crossrec_model.errors import WireError
 
 FloatVector = npt.NDArray[np.float32]
+#: Bytes in pieces: what counts is their concatenation.
+Pieces = tuple[bytes | memoryview, ...]
 T = TypeVar("T")
 Code = TypeVar("Code", bound=IntEnum)
 
@@ -201,8 +203,12 @@ class Vector:
 
     def write(self, value: FloatVector) -> bytes:
         """Return count and numbers."""
+        return b"".join(self.pieces(value))
+
+    def pieces(self, value: FloatVector) -> Pieces:
+        """Return count and numbers; the numbers share the vector's memory."""
         checked = np.ascontiguousarray(self._checked(value), dtype="<f4")
-        return len(checked).to_bytes(4, "little") + checked.tobytes()
+        return len(checked).to_bytes(4, "little"), checked.view(np.uint8).data
 
     def read(self, reader: Reader) -> FloatVector:
         """Return a read-only float32 view [n] of the message's own bytes."""
@@ -210,3 +216,30 @@ class Vector:
         self._check_length(length)
         raw = reader.take(4 * length, self._what)
         return self._checked(np.frombuffer(raw, dtype="<f4")).astype(np.float32, copy=False)
+
+
+class Body:
+    """Long bytes after a 32-bit length: written in pieces, read as a view, never copied."""
+
+    def __init__(self, what: str, *, most: int) -> None:
+        self._what, self._most = what, most
+
+    def _check(self, length: int) -> None:
+        if length > self._most:
+            raise WireError(f"{self._what} has {length} bytes; at most {self._most} are allowed")
+
+    def write(self, value: Pieces) -> bytes:
+        """Return length and bytes."""
+        return b"".join(self.pieces(value))
+
+    def pieces(self, value: Pieces) -> Pieces:
+        """Return length and the pieces as they are."""
+        length = sum(memoryview(piece).nbytes for piece in value)
+        self._check(length)
+        return length.to_bytes(4, "little"), *value
+
+    def read(self, reader: Reader) -> Pieces:
+        """Return one view of the message's own bytes."""
+        length = reader.unsigned(4, self._what)
+        self._check(length)
+        return (reader.take(length, self._what),)

@@ -14,10 +14,12 @@ from crossrec_model.errors import WireError
 from crossrec_model.wire.codec import (
     MAX_VECTOR_LENGTH,
     Blob,
+    Body,
     Choice,
     Field,
     Fixed,
     FloatVector,
+    Pieces,
     Reader,
     Sequence,
     Text,
@@ -25,10 +27,13 @@ from crossrec_model.wire.codec import (
     Vector,
 )
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAGIC: Final = b"XREC"
 MAX_BODY: Final = 4 * MAX_VECTOR_LENGTH + 1024
 MAX_PLAN_BYTES: Final = 1 << 20
+#: Longest frame of the secure sum but for masked vectors: a key list of 100 platforms.
+MAX_SECURE_BYTES: Final = 8 << 20
+MAX_TICKET_BYTES: Final = 64
 PLATFORM_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
@@ -45,6 +50,8 @@ class FailureCode(IntEnum):
     PLAN_REFUSED = 4
     NOT_FINITE = 5
     INTERNAL = 6
+    OUT_OF_BOUNDS = 7
+    LEFT_THE_SUM = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +104,15 @@ class Ack:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainRequest:
-    """Train from these shared parameters (float32 [d]) in round `round` of `rounds`."""
+    """Train from these shared parameters (float32 [d]) in round `round` of `rounds`.
+
+    `ticket` names the sum that the answer is for.
+    """
 
     run: bytes
     round: int
     rounds: int
+    ticket: bytes
     parameters: FloatVector
 
     def __post_init__(self) -> None:
@@ -110,30 +121,36 @@ class TrainRequest:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class UpdateReply:
-    """One platform's contribution, float32 [d + 1 + metrics]; see `wire.contribution`."""
-
-    run: bytes
-    round: int
-    contribution: FloatVector
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluateRequest:
-    """Evaluate these shared parameters (float32 [d]) on the validation users."""
+    """Evaluate these shared parameters (float32 [d]) on the validation users.
+
+    `ticket` names the sum that the answer is for.
+    """
 
     run: bytes
     round: int
+    ticket: bytes
     parameters: FloatVector
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MetricsReply:
-    """One platform's weight and weighted metric sums, float32 [1 + metrics]."""
+class SumReply:
+    """One platform's part of a sum, as the aggregation wants it.
+
+    `body` are pieces of bytes of which the concatenation counts; decoded, it is one view of the
+    frame, without a copy.
+    """
 
     run: bytes
     round: int
-    metrics: FloatVector
+    body: Pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class Secure:
+    """A frame of the secure sum, `secagg.messages`, in either direction."""
+
+    frame: bytes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,14 +169,15 @@ class Failure:
     code: FailureCode
 
 
-Request = Hello | Welcome | Refuse | TrainRequest | EvaluateRequest | Finish
-Reply = HelloReply | WelcomeReply | Ack | UpdateReply | MetricsReply | Failure
+Request = Hello | Welcome | Refuse | TrainRequest | EvaluateRequest | Finish | Secure
+Reply = HelloReply | WelcomeReply | Ack | SumReply | Secure | Failure
 Message = Request | Reply
 M = TypeVar("M", bound=Message)
 
 _RUN = ("run", Fixed(16, "run id"))
 _ROUND = ("round", Unsigned(4, "round"))
 _PARAMETERS = ("parameters", Vector("parameters"))
+_TICKET = ("ticket", Blob(MAX_TICKET_BYTES, "ticket"))
 _VERSION_TEXT = Text(32, "software version", r"[0-9A-Za-z.+!-]{1,32}")
 _METRIC = Text(48, "metric name", r"[a-z0-9_@.]{1,48}")
 
@@ -185,25 +203,41 @@ _LAYOUTS: Final[dict[type[Any], tuple[int, tuple[tuple[str, Field[Any]], ...]]]]
     # No control characters: the reason is printed on the platform's terminal.
     Refuse: (5, (("reason", Text(1024, "reason", r"[^\x00-\x1f\x7f-\x9f]{1,512}")),)),
     Ack: (6, ()),
-    TrainRequest: (7, (_RUN, _ROUND, ("rounds", Unsigned(4, "rounds")), _PARAMETERS)),
-    UpdateReply: (8, (_RUN, _ROUND, ("contribution", Vector("contribution")))),
-    EvaluateRequest: (9, (_RUN, _ROUND, _PARAMETERS)),
-    MetricsReply: (10, (_RUN, _ROUND, ("metrics", Vector("metrics", most=256)))),
+    TrainRequest: (7, (_RUN, _ROUND, ("rounds", Unsigned(4, "rounds")), _TICKET, _PARAMETERS)),
+    SumReply: (8, (_RUN, _ROUND, ("body", Body("body", most=4 * MAX_VECTOR_LENGTH + 512)))),
+    EvaluateRequest: (9, (_RUN, _ROUND, _TICKET, _PARAMETERS)),
     Finish: (11, (_RUN, _ROUND, _PARAMETERS)),
     Failure: (12, (("code", Choice(FailureCode, "failure code")),)),
+    Secure: (13, (("frame", Blob(MAX_SECURE_BYTES, "secure sum's frame")),)),
 }
 _TYPES: Final = {number: (kind, fields) for kind, (number, fields) in _LAYOUTS.items()}
 
 
 def encode(message: Message) -> bytes:
     """Return the frame of a message; raises WireError for a value outside its field's bounds."""
+    return b"".join(encode_pieces(message))
+
+
+def encode_pieces(message: Message) -> Pieces:
+    """Return the frame of a message as pieces that share a long vector's memory.
+
+    Raises:
+        WireError: for a value outside its field's bounds.
+    """
     number, fields = _LAYOUTS[type(message)]
-    body = b"".join(field.write(getattr(message, name)) for name, field in fields)
+    body: list[bytes | memoryview] = []
+    for name, field in fields:
+        value = getattr(message, name)
+        if isinstance(field, Vector | Body):
+            body += field.pieces(value)
+        else:
+            body.append(field.write(value))
     head = MAGIC + PROTOCOL_VERSION.to_bytes(2, "little") + bytes((number,))
-    return head + len(body).to_bytes(4, "little") + body
+    length = sum(map(len, body))
+    return (head + length.to_bytes(4, "little"), *body)
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes | memoryview) -> Message:
     """Return the message in a frame.
 
     Raises:
@@ -232,7 +266,7 @@ def decode(data: bytes) -> Message:
     return message
 
 
-def decode_as(kind: type[M], data: bytes) -> M:
+def decode_as(kind: type[M], data: bytes | memoryview) -> M:
     """Return the message in a frame that must be of one kind; raises WireError otherwise."""
     message = decode(data)
     if isinstance(message, kind):

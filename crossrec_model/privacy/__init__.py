@@ -1,0 +1,1 @@
+"""What bounds the influence of one platform and, later, of one user."""
