@@ -22,6 +22,7 @@ from crossrec_model.errors import (
     CrossrecError,
     WireError,
 )
+from crossrec_model.wire.codec import Pieces
 from crossrec_model.wire.messages import (
     Ack,
     Failure,
@@ -34,7 +35,8 @@ from crossrec_model.wire.messages import (
     encode,
 )
 
-Handler = Callable[[bytes], bytes]
+#: Answers a frame with a frame, which may come in pieces of which the concatenation counts.
+Handler = Callable[[bytes], bytes | Pieces]
 Report = Callable[[str], None]
 
 PROBE_TIMEOUT_S: Final = 5.0
@@ -196,7 +198,7 @@ def wait_for_coordinator(
 class Answer:
     """What to send back, and whether it is the last: then `error` says why, None for a good end."""
 
-    payload: bytes
+    payload: bytes | Pieces
     last: bool = False
     error: CrossrecError | None = None
 

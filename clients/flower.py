@@ -24,6 +24,7 @@ import httpx
 
 from clients.connection import Endpoint, Handler, Report, answer, wait_for_coordinator
 from crossrec_model.errors import ConfigError, ConnectionRefusedByPeerError, CrossrecError
+from crossrec_model.wire.codec import Pieces
 
 FLOWER_VERSION: Final = "1.41.0"
 if (_installed := importlib.metadata.version("flwr")) != FLOWER_VERSION:
@@ -108,8 +109,9 @@ def _frame(message: Message) -> bytes:
     return array.data if array is not None and array.stype == _STYPE else b""
 
 
-def _reply(payload: bytes, message: Message) -> Message:
+def _reply(frame: bytes | Pieces, message: Message) -> Message:
     """Wrap bytes so that Flower sends them in pieces (an array record's are cut at 5 MiB)."""
+    payload = frame if isinstance(frame, bytes) else b"".join(frame)
     array = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
     return Message(RecordDict({_KEY: ArrayRecord({_ARRAY: array})}), reply_to=message)
 

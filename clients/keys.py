@@ -169,6 +169,20 @@ def load_roster(folder: Path) -> SignedRoster | None:
         ) from None
 
 
+def read_roster(path: Path) -> SignedRoster:
+    """Read a roster file that an operator sent; raises RosterError if it can't be used."""
+    try:
+        return SignedRoster.from_json(_read(path, MAX_BYTES))
+    except FileNotFoundError:
+        raise RosterError(
+            f"roster {path} does not exist; get it from the coordinator's operator"
+        ) from None
+    except OSError as error:
+        raise RosterError(f"roster {path} can't be read: {error.strerror}") from None
+    except SecureSumError as error:
+        raise RosterError(f"roster {path} can't be used: {error}") from None
+
+
 def pin(folder: Path, signed: SignedRoster, *, accept: bool) -> str:
     """Trust a roster from now on, if it follows the one that is pinned; return a note, or "".
 

@@ -14,11 +14,13 @@ import torch
 from clients.adapters import open_source
 from clients.connection import Handler
 from clients.dataset import Dataset, load_dataset
+from clients.keys import Opened, load_identity, load_roster, pin, read_roster
 from clients.personal import Mixtures, fit_mixtures, validation_components
 from clients.private import PrivateModel, train_private
 from clients.progress import Progress
 from clients.round import PlatformRound, Received
 from clients.scoring import SharedModel
+from clients.sealing import SealerFor, check_member, secure_sealer
 from clients.state import Kept, Personal, PlatformFolder, Trained
 from clients.validation import Validation
 from crossrec_model.config import ModelConfig
@@ -44,6 +46,9 @@ class Settings:
     min_users: int = 50
     validation_weeks: float = 8.0
     test_weeks: float = 4.0
+    #: A roster file to pin, None for the one that is pinned already.
+    roster: Path | None = None
+    accept_roster: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 1024:
@@ -98,7 +103,13 @@ class Participation:
         StateError: if what is on disk is damaged.
     """
 
-    def __init__(self, settings: Settings, prepared: PreparedData, progress: Progress) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        prepared: PreparedData,
+        progress: Progress,
+        sealer_for: SealerFor,
+    ) -> None:
         torch.set_num_threads(settings.threads)
         self._settings, self._prepared, self._progress = settings, prepared, progress
         self._device = device_named(settings.device)
@@ -110,13 +121,16 @@ class Participation:
                 f"not {settings.platform}; give another --state"
             )
         self._read: tuple[ModelConfig, Dataset] | None = None
+        self._sealer_for = sealer_for
 
     def handler(self) -> PlatformRound:
         """The platform's answers to a coordinator."""
         return PlatformRound(
             self._settings.platform,
             self.dataset,
+            self._sealer_for,
             keep=self._keep,
+            warn=self._progress.note,
             note=lambda number, rounds, text: self._progress.done("round", number, rounds, text),
             earlier=self._kept.received if self._kept else None,
         )
@@ -187,6 +201,30 @@ class Participation:
         self._progress.note(_summary(mixtures, users=int(taken.any(axis=1).sum())))
         self._progress.note(f"private training took {time.monotonic() - started:.1f} s")
         return _as_personal(private, mixtures)
+
+
+def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor:
+    """Return the platform's side of the secure sum, from its identity and the roster it trusts.
+
+    Raises:
+        StateError: if there is no identity, or what is on disk is damaged.
+        RosterError: for a roster that is not the pinned one, or without this platform.
+    """
+    folder, platform = settings.folder.path, settings.platform
+    identity = load_identity(folder)
+    if settings.roster is not None:
+        given = read_roster(settings.roster)
+        check_member(given.roster, platform, identity.public)
+        if line := pin(folder, given, accept=settings.accept_roster):
+            note(line)
+    pinned = load_roster(folder)
+    if pinned is None:
+        raise ConfigError(
+            "this platform knows no roster yet; get roster.json from the coordinator's operator "
+            "and give it as --roster"
+        )
+    check_member(pinned.roster, platform, identity.public)
+    return secure_sealer(platform, identity, pinned.roster, Opened(folder).check_and_record)
 
 
 def shared_for_validation(

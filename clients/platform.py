@@ -76,7 +76,7 @@ def handler_from(settings: Mapping[str, str]) -> Handler:
     """A platform for a company's own Flower SuperNode, from its node configuration.
 
     Keys are the options' names without dashes in front: `id`, `data`, and optionally `state`,
-    `device`, `threads`, `max-bad`, `min-users`, `validation-weeks`, `test-weeks`. After the run,
+    `roster`, `device`, `threads`, `max-bad`, `min-users`, `validation-weeks`, `test-weeks`. After it,
     start the command line with the same options: it trains what is private from what was saved.
 
     Raises:
@@ -87,12 +87,14 @@ def handler_from(settings: Mapping[str, str]) -> Handler:
     _add_data_options(parser)
     _add_training_options(parser)
     chosen = _settings(parser.parse_args(arguments))
-    from clients.participation import Participation, prepare_data
+    from clients.participation import Participation, prepare_data, sealer_on_disk
     from clients.progress import PlainProgress
 
     progress = PlainProgress(sys.stderr)
     _HELD.enter_context(chosen.folder.held())
-    return Participation(chosen, prepare_data(chosen, progress.note), progress).handler()
+    sealer_for = sealer_on_disk(chosen, progress.note)
+    prepared = prepare_data(chosen, progress.note)
+    return Participation(chosen, prepared, progress, sealer_for).handler()
 
 
 def _take_part(arguments: Sequence[str]) -> int:
@@ -119,11 +121,13 @@ def _take_part(arguments: Sequence[str]) -> int:
 
     # A wrong address or CA file is told before minutes of cleaning.
     Endpoint(address=options.server, ca=options.ca, insecure=options.insecure)
-    from clients.participation import Participation, prepare_data
+    from clients.participation import Participation, prepare_data, sealer_on_disk
     from clients.progress import progress_for
 
     with settings.folder.held(), progress_for() as progress:
         _keep_journal(settings.folder.path / "platform.log")
+        # A missing key or roster is told before minutes of cleaning too.
+        sealer_for = sealer_on_disk(settings, progress.note)
         prepared = prepare_data(settings, progress.note)
 
         def serve(handle: Handler) -> None:
@@ -138,7 +142,7 @@ def _take_part(arguments: Sequence[str]) -> int:
                 report=progress.note,
             )
 
-        Participation(settings, prepared, progress).run(serve)
+        Participation(settings, prepared, progress, sealer_for).run(serve)
         progress.note(
             f"the model is in {settings.folder.path}; try: {PROGRAM} recommend "
             f"--id {settings.platform} --state {options.state} --user … --k 10"
@@ -229,6 +233,14 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
     add("--threads", type=int, default=1, help="threads of training (default %(default)s)")
+    add(
+        "--roster", type=Path, help="the federation's roster.json, to pin (default: the pinned one)"
+    )
+    add(
+        "--accept-roster",
+        action="store_true",
+        help="take a newer roster in place of the pinned one",
+    )
     add("--validation-weeks", type=float, default=8.0, help="from so long before the end (8)")
     add("--test-weeks", type=float, default=4.0, help="left for testing at the end (4)")
 
@@ -236,7 +248,10 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 def _settings(options: argparse.Namespace) -> Settings:
     _check_id(options.id)
     given: dict[str, Any] = vars(options)
-    names = ("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks")
+    names = (
+        *("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks"),
+        *("roster", "accept_roster"),
+    )
     from clients.participation import Settings, folder_of
 
     return Settings(

@@ -6,26 +6,26 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from clients.dataset import Dataset
 from clients.scoring import SharedModel
+from clients.sealing import EVALUATION_METRICS, TRAINING_METRICS, Sealer, SealerFor
 from clients.training import optimizer_for, steps, train_steps
 from clients.validation import Validation
 from crossrec_model import __version__
 from crossrec_model.config import ModelConfig, Plan, check_rounds, is_statistics_round
 from crossrec_model.errors import ConfigError, WireError
 from crossrec_model.parameters import Layout, Vector
+from crossrec_model.privacy.clipping import clip_update
 from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.secagg.errors import NotFiniteError, SecureSumError, ValueOutOfBoundsError
+from crossrec_model.secagg.messages import Kind
 from crossrec_model.statistics import Statistics, active_users, measure, shared_log_popularity
 from crossrec_model.wire import messages as wire
-from crossrec_model.wire.contribution import pack
-
-TRAINING_METRICS: Final = ("loss",)
-EVALUATION_METRICS: Final = ("ndcg@10",)
+from crossrec_model.wire.codec import Pieces
+from crossrec_model.wire.contribution import Contribution
 
 DatasetFor = Callable[[ModelConfig], Dataset]
 
@@ -60,6 +60,7 @@ class Member:
     layout: Layout
     dataset: Dataset
     check: Validation
+    sealer: Sealer
     received: Received | None
 
 
@@ -82,13 +83,15 @@ class _RefusedError(Exception):
 
 
 class PlatformRound:
-    """One platform's handler of frames: `handler(request bytes) → reply bytes`.
+    """One platform's handler of frames: `handler(request bytes) → reply in pieces`.
 
     Args:
         platform: the platform's id.
         dataset_for: reads the platform's data for a plan's network.
+        sealer_for: makes what seals this platform's part of a sum, for a plan.
         keep: gets everything that came from the federation, before the answer leaves.
         note: gets (round, rounds, what was done) after each round.
+        warn: gets a line when this platform leaves a sum.
         earlier: what an earlier process of this platform kept; used if the same run goes on.
 
     Raises:
@@ -99,18 +102,21 @@ class PlatformRound:
         self,
         platform: str,
         dataset_for: DatasetFor,
+        sealer_for: SealerFor,
         *,
         keep: Callable[[Received], None] = lambda received: None,
         note: Callable[[int, int, str], None] = lambda number, rounds, text: None,
+        warn: Callable[[str], None] = lambda text: None,
         earlier: Received | None = None,
     ) -> None:
         if not re.fullmatch(wire.PLATFORM_ID, platform):
             raise ConfigError(f"platform id {platform!r} must match {wire.PLATFORM_ID}; rename it")
         self._platform, self._dataset_for = platform, dataset_for
-        self._keep, self._note, self._earlier = keep, note, earlier
+        self._sealer_for = sealer_for
+        self._keep, self._note, self._warn, self._earlier = keep, note, warn, earlier
         self.state: State = Stranger()
 
-    def __call__(self, payload: bytes) -> bytes:
+    def __call__(self, payload: bytes) -> Pieces:
         """Answer one frame.
 
         Raises:
@@ -118,14 +124,18 @@ class PlatformRound:
             DataError: for data that the plan can't be followed with.
         """
         try:
-            return wire.encode(self._answer(wire.decode(payload)))
+            return wire.encode_pieces(self._answer(wire.decode(payload)))
         except wire.OtherVersionError:
             code = wire.FailureCode.OTHER_VERSION
         except WireError:
             code = wire.FailureCode.MALFORMED
         except _RefusedError as refused:
             code = refused.code
-        return wire.encode(wire.Failure(code=code))
+        except SecureSumError as error:
+            # By name to our operator, as a code to the other side.
+            self._warn(f"this platform leaves the sum ({type(error).__name__}): {error}")
+            code = _code_of(error)
+        return wire.encode_pieces(wire.Failure(code=code))
 
     def _answer(self, message: wire.Message) -> wire.Reply:
         match message:
@@ -143,6 +153,8 @@ class PlatformRound:
                 return self._evaluate(message)
             case wire.Finish():
                 return self._finish(message)
+            case wire.Secure():
+                return wire.Secure(frame=self._welcomed().sealer.answer(message.frame))
             case wire.Refuse():
                 return wire.Ack()
             case _:
@@ -152,15 +164,20 @@ class PlatformRound:
         """Accept a plan, at any time: a coordinator that restarts welcomes everybody again."""
         plan = Plan.from_json(message.plan)
         check_rounds(plan.federation)
-        before = self.state
+        before, sealer = self.state, self._sealer_for(plan)
         if isinstance(before, Member) and _same_inputs(before.plan, plan):
-            self.state = replace(before, plan=plan, received=None)
+            self.state = replace(before, plan=plan, sealer=sealer, received=None)
         else:
             dataset = self._dataset_for(plan.model)
             check = Validation.of(dataset, plan.training)
             layout = Layout(plan.model)
             self.state = Member(
-                plan=plan, layout=layout, dataset=dataset, check=check, received=None
+                plan=plan,
+                layout=layout,
+                dataset=dataset,
+                check=check,
+                sealer=sealer,
+                received=None,
             )
         if not isinstance(before, Stranger) and before.received is not None:
             self._earlier = before.received
@@ -170,7 +187,7 @@ class PlatformRound:
             evaluation_metrics=EVALUATION_METRICS,
         )
 
-    def _train(self, message: wire.TrainRequest) -> wire.UpdateReply:
+    def _train(self, message: wire.TrainRequest) -> wire.SumReply:
         """Take part in one round.
 
         1. Keep the vector received: a platform that is stopped now loses nothing.
@@ -180,8 +197,9 @@ class PlatformRound:
         3. In the rounds between, unpack the network and the cohort's statistics and train for the
            plan's epochs with a fresh optimiser, on randomness that seed, round and platform name.
            The difference of the trained parts is the update; its statistics part is zero.
-        4. The weight is the number of users before the validation weeks. Update, weight and
-           metrics leave as one vector.
+        4. The weight is the number of users before the validation weeks, up to the plan's most.
+           The update is scaled down to the plan's bounds. Update, weight and metrics leave as one
+           sealed vector.
         """
         member = self._member(message.run)
         rounds = member.plan.federation.rounds
@@ -196,8 +214,13 @@ class PlatformRound:
             update, loss = self._trained(member, message)
             seconds = time.monotonic() - started
             self._note(message.round, rounds, f"trained, loss {loss:.4f}, {seconds:.2f} s")
-        contribution = self._packed(update, self._weight(member), loss)
-        return wire.UpdateReply(run=message.run, round=message.round, contribution=contribution)
+        limits = member.plan.aggregation
+        factor = clip_update(update, norm=limits.clip_norm, bound=limits.bound)
+        if factor < 1.0:
+            self._warn(
+                f"round {message.round}: the update was scaled by {factor:.3g} to the bounds"
+            )
+        return self._sealed(member, message, Kind.TRAIN, update, loss)
 
     def _measured(self, member: Member, message: wire.TrainRequest) -> Vector:
         """Step 2: the update float32 [d] of a statistics round."""
@@ -206,8 +229,8 @@ class PlatformRound:
         width = member.plan.model.sketch_width
         own = measure(member.dataset.index, member.dataset.items, day, width)
         update = np.zeros_like(message.parameters)
-        tail = np.concatenate([own.sketch, own.mean, own.square])
-        update[member.layout.trained :] = tail - message.parameters[member.layout.trained :]
+        before = message.parameters[member.layout.trained :]
+        update[member.layout.trained :] = member.layout.tail(own) - before
         return update
 
     def _trained(self, member: Member, message: wire.TrainRequest) -> tuple[Vector, float]:
@@ -225,7 +248,7 @@ class PlatformRound:
         update[member.layout.trained :] = 0.0
         return update, loss
 
-    def _evaluate(self, message: wire.EvaluateRequest) -> wire.MetricsReply:
+    def _evaluate(self, message: wire.EvaluateRequest) -> wire.SumReply:
         """Score the validation users with the shared model alone."""
         member = self._member(message.run)
         network, statistics = member.layout.unpack(
@@ -236,8 +259,8 @@ class PlatformRound:
             # The last round's statistics have seen the validation weeks.
             statistics = known
         shared = SharedModel(network=network, statistics=statistics)
-        metrics = self._packed(np.zeros(0), self._weight(member), member.check.ndcg(shared))
-        return wire.MetricsReply(run=message.run, round=message.round, metrics=metrics)
+        nothing = np.zeros(0, dtype=np.float32)
+        return self._sealed(member, message, Kind.EVALUATE, nothing, member.check.ndcg(shared))
 
     def _finish(self, message: wire.Finish) -> wire.Ack:
         """Keep the final model; what is private is trained after the coordinator has its answer."""
@@ -247,13 +270,37 @@ class PlatformRound:
             self.state = Finished(received=member.received)
         return wire.Ack()
 
-    def _member(self, run: bytes) -> Member:
-        """The state of a welcomed platform, for a request of its own run."""
+    def _sealed(
+        self,
+        member: Member,
+        message: wire.TrainRequest | wire.EvaluateRequest,
+        kind: Kind,
+        update: Vector,
+        metric: float,
+    ) -> wire.SumReply:
+        """Seal update float32 [d], weight and metric into this platform's part of the sum."""
+        users = len(active_users(member.dataset.index, member.dataset.split.validation))
+        weight = min(float(users), member.plan.aggregation.max_weight)
+        body = member.sealer.seal(
+            message.ticket,
+            Contribution(update=update, weight=weight, metrics=(metric,)),
+            run=message.run,
+            kind=kind,
+            number=message.round,
+        )
+        return wire.SumReply(run=message.run, round=message.round, body=body)
+
+    def _welcomed(self) -> Member:
         if not isinstance(self.state, Member):
             raise _RefusedError(wire.FailureCode.UNEXPECTED)
-        if self.state.received is not None and self.state.received.run != run:
-            raise _RefusedError(wire.FailureCode.UNEXPECTED)
         return self.state
+
+    def _member(self, run: bytes) -> Member:
+        """The state of a welcomed platform, for a request of its own run."""
+        member = self._welcomed()
+        if member.received is not None and member.received.run != run:
+            raise _RefusedError(wire.FailureCode.UNEXPECTED)
+        return member
 
     def _take(
         self, member: Member, run: bytes, number: int, vector: Vector, *, finished: bool = False
@@ -289,14 +336,15 @@ class PlatformRound:
             raise _RefusedError(wire.FailureCode.UNEXPECTED)
         return vector
 
-    def _weight(self, member: Member) -> float:
-        return float(len(active_users(member.dataset.index, member.dataset.split.validation)))
 
-    def _packed(self, update: npt.NDArray[np.floating], weight: float, metric: float) -> Vector:
-        try:
-            return pack(update, weight, (metric,))
-        except WireError:
-            raise _RefusedError(wire.FailureCode.NOT_FINITE) from None
+def _code_of(error: SecureSumError) -> wire.FailureCode:
+    match error:
+        case NotFiniteError():
+            return wire.FailureCode.NOT_FINITE
+        case ValueOutOfBoundsError():
+            return wire.FailureCode.OUT_OF_BOUNDS
+        case _:
+            return wire.FailureCode.LEFT_THE_SUM
 
 
 def _same_inputs(one: Plan, other: Plan) -> bool:

@@ -13,7 +13,9 @@ from typing import NoReturn
 
 from crossrec_model.config import Plan, check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire.codec import FloatVector
+from server.rosters import read_roster
 from server.tls import TlsFiles, make_certificates
 
 InitialModel = Callable[[Plan], FloatVector]
@@ -60,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     add("--port", type=int, default=9092, help="port, 0 for any free one (default %(default)s)")
     add("--state", type=Path, required=True, help="folder for checkpoints and log file")
-    add("--platforms", type=int, help="platforms to wait for (default: the plan's min_platforms)")
+    add("--roster", type=Path, required=True, help="the signed roster of the platforms")
+    add("--platforms", type=int, help="platforms to wait for (default: as few as may be)")
     add("--rounds", type=int, help="rounds to run (default: the plan's)")
     add("--plan", type=Path, help="the plan, a TOML file (default: the built-in plan)")
     add("--evaluate-every", type=int, default=1, metavar="N", help="0: never (default %(default)s)")
@@ -110,9 +113,10 @@ def _roster(arguments: Sequence[str]) -> int:
 def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
     tls = _tls(options)
     plan = Plan.from_toml(options.plan) if options.plan else None
+    roster = read_roster(options.roster)
     try:
         with _stoppable():
-            return _coordinate(options, plan, tls, initial)
+            return _coordinate(options, plan, roster, tls, initial)
     except Stopped as stopped:
         saved = any((options.state / "checkpoints").glob("round-*.json"))
         hint = "the state is saved: go on with --resume" if saved else "nothing was begun yet"
@@ -123,6 +127,7 @@ def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
 def _coordinate(
     options: argparse.Namespace,
     plan: Plan | None,
+    roster: Roster,
     tls: TlsFiles | None,
     initial: InitialModel | None,
 ) -> int:
@@ -140,7 +145,8 @@ def _coordinate(
             resume=options.resume,
             rounds=options.rounds,
         )
-        least = start.plan.federation.min_platforms
+        threshold = roster.threshold(start.plan.aggregation.colluding_share)
+        least = max(start.plan.federation.min_platforms, threshold)
         platforms = least if options.platforms is None else options.platforms
         run = RunOptions(
             platforms=platforms, evaluate_every=options.evaluate_every, wait_s=options.wait
@@ -152,7 +158,7 @@ def _coordinate(
         with serving(link.application, listener, tls), link.courier() as courier:
             scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
             print(f"coordinator on {scheme}://{options.host}:{port}", flush=True)
-            end = coordinate(courier, state, start, run)
+            end = coordinate(courier, state, start, run, roster)
     print(f"finished after round {end.round}; the model is in {state / 'checkpoints'}", flush=True)
     return 0
 

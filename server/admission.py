@@ -28,6 +28,7 @@ class Admission:
 
     The first platform that accepts the plan sets the vector's length and the names of the metrics;
     a later one that disagrees is refused, since its vectors could not be added to the others'.
+    `objection` says of a platform id why it can't take part, None if it can.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Admission:
         plan: bytes,
         dimension: int,
         timeout_s: float,
+        objection: Callable[[str], str | None],
         note: Callable[[str], None],
     ) -> None:
-        self._courier, self._note = courier, note
+        self._courier, self._note, self._admits = courier, note, objection
         self._hello = encode(Hello(session=session))
         self._welcome = encode(Welcome(plan=plan))
         self._dimension, self._timeout_s = dimension, timeout_s
@@ -100,6 +102,8 @@ class Admission:
                     f"protocol version {reply.protocol_version} is not {PROTOCOL_VERSION}; "
                     "install the coordinator's version of crossrec",
                 )
+            elif (problem := self._admits(reply.platform)) is not None:
+                self._refuse(node, reply.platform, problem)
             else:
                 named[node] = reply.platform
         return named

@@ -11,14 +11,17 @@ from typing import Final
 
 from crossrec_model.config import Plan
 from crossrec_model.errors import FederationError
+from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire.codec import FloatVector
 from crossrec_model.wire.messages import Finish, encode
 from server.admission import Admission
+from server.aggregation import Aggregation, CohortTooSmallError
 from server.checkpoint import Checkpoint, CheckpointStore, RoundRecord
 from server.courier import Courier, NodeId
 from server.optimizer import initial_state
 from server.progress import Progress, progress_for
-from server.round import CohortTooSmallError, ModelVersion, Outcome, RoundRunner
+from server.round import ModelVersion, Outcome, RoundRunner
+from server.securesum import SecureSum
 
 #: How often the coordinator looks for new platforms while it waits.
 LOOK_EVERY_S: Final = 0.1
@@ -61,7 +64,11 @@ def fresh_start(plan: Plan, parameters: FloatVector) -> Checkpoint:
 
 
 class Federation:
-    """Drives one run over a courier; `save` is called with every new checkpoint."""
+    """Drives one run over a courier; `save` is called with every new checkpoint.
+
+    Raises:
+        FederationError: if fewer platforms are to be waited for than a sum needs.
+    """
 
     def __init__(
         self,
@@ -69,13 +76,20 @@ class Federation:
         start: Checkpoint,
         options: RunOptions,
         *,
+        aggregation: Aggregation,
         save: Callable[[Checkpoint], object],
         progress: Progress,
     ) -> None:
         self._courier, self._options = courier, options
         self._save, self._progress = save, progress
         self._config = start.plan.federation
-        self._least = min(self._config.min_platforms, options.platforms)
+        if options.platforms < aggregation.least:
+            raise FederationError(
+                f"{options.platforms} platforms are too few for a secure sum, which needs "
+                f"{aggregation.least} of the roster; give more --platforms"
+            )
+        self._aggregation = aggregation
+        self._least = max(aggregation.least, min(self._config.min_platforms, options.platforms))
         self._checkpoint = start
         self._admission = Admission(
             courier,
@@ -83,6 +97,7 @@ class Federation:
             plan=start.plan.to_json(),
             dimension=len(start.parameters),
             timeout_s=self._config.round_timeout_s,
+            objection=aggregation.objection,
             note=progress.note,
         )
 
@@ -114,9 +129,7 @@ class Federation:
         agreed = self._admission.agreed
         if agreed is None:
             raise FederationError("no platform accepted the plan; look at the platforms' output")
-        return RoundRunner(
-            courier=self._courier, config=self._config, agreed=agreed, least=self._least
-        )
+        return RoundRunner(aggregation=self._aggregation, config=self._config, agreed=agreed)
 
     def _wait_for(self, needed: int) -> dict[str, NodeId]:
         """Return the seats online once at least `needed` are."""
@@ -192,20 +205,30 @@ class Federation:
         """Hand the final model to these platforms."""
         last = self._checkpoint
         message = Finish(run=last.run, round=last.round, parameters=last.parameters)
-        self._courier.exchange(
+        answers = self._courier.exchange(
             dict.fromkeys(seats.values(), encode(message)), timeout_s=FINISH_TIMEOUT_S
         )
+        for _answer in answers:
+            pass
 
 
-def coordinate(courier: Courier, state: Path, start: Checkpoint, options: RunOptions) -> Checkpoint:
+def coordinate(
+    courier: Courier, state: Path, start: Checkpoint, options: RunOptions, roster: Roster
+) -> Checkpoint:
     """Run from a starting point, show the progress, save to the state folder; return the end.
+
+    Sums are always secure here.
 
     Raises:
         FederationError: as `Federation.run`.
+        ConfigError: for a plan that can't be summed securely over the roster.
     """
     store = CheckpointStore(state)
     with progress_for() as progress:
-        return Federation(courier, start, options, save=store.save, progress=progress).run()
+        aggregation = SecureSum(courier, start.plan, roster, progress.note)
+        return Federation(
+            courier, start, options, aggregation=aggregation, save=store.save, progress=progress
+        ).run()
 
 
 def starting_point(

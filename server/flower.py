@@ -27,6 +27,7 @@ from server.checkpoint import CheckpointStore, state_folder
 from server.courier import Arrivals, Frame, Loss, Lost, NodeId, Payload, arrivals
 from server.federation import RunOptions, coordinate, starting_point
 from server.gate import Application, Gate
+from server.rosters import read_roster
 
 FLOWER_VERSION: Final = "1.41.0"
 if (_installed := importlib.metadata.version("flwr")) != FLOWER_VERSION:
@@ -303,13 +304,15 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run on Flower's grid; its run configuration may hold `state`, `plan` and `platforms`."""
+    """Run on Flower's grid; its run configuration holds `roster`, maybe `state`, `plan`, `platforms`."""
     from crossrec_model.parameters import initial_vector
 
     settings = {name: str(value) for name, value in context.run_config.items()}
     plan = Plan.from_toml(Path(settings["plan"])) if "plan" in settings else Plan()
-    platforms = int(settings.get("platforms", plan.federation.min_platforms))
+    roster = read_roster(Path(settings.get("roster", "roster.json")))
+    least = max(plan.federation.min_platforms, roster.threshold(plan.aggregation.colluding_share))
+    platforms = int(settings.get("platforms", least))
     with state_folder(Path(settings.get("state", "crossrec-state"))) as state:
         start = starting_point(CheckpointStore(state), plan, initial=initial_vector, resume=False)
         check_rounds(start.plan.federation)
-        coordinate(GridCourier(grid), state, start, RunOptions(platforms=platforms))
+        coordinate(GridCourier(grid), state, start, RunOptions(platforms=platforms), roster)

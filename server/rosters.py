@@ -140,6 +140,20 @@ def list_platforms(
     return Listed(signed=signed, path=path, changes=changes)
 
 
+def read_roster(path: Path) -> Roster:
+    """Read a signed roster file of at least three platforms; raises RosterError otherwise."""
+    try:
+        return SignedRoster.from_json(_read(path)).roster
+    except FileNotFoundError:
+        raise RosterError(
+            f"roster {path} does not exist; make it with: python -m server roster --out …"
+        ) from None
+    except OSError as error:
+        raise RosterError(f"roster {path} can't be read: {error.strerror}") from None
+    except SecureSumError as error:
+        raise RosterError(f"roster {path} can't be used: {error}") from None
+
+
 def _roster_after(
     folder: Path, change: _Change, new: IdentityKey
 ) -> tuple[IdentityKey, Roster | None, Roster]:

@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         help="validate every N rounds; 0: never",
     )
     add("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
+    add(
+        "--no-secure-aggregation",
+        action="store_true",
+        help="let the coordinator see contributions: for comparison only",
+    )
     add("--figures", type=Path, help="also write the quality figures to this JSON file")
     return parser
 
@@ -97,6 +102,11 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings
         raise ConfigError(f"--evaluate-every is {options.evaluate_every}; give 0 (never) or more")
     if options.device != "cpu" and (options.processes or options.engine == "ray"):
         raise ConfigError("--device works with platforms in this process only; leave it out")
+    if options.no_secure_aggregation and options.processes:
+        raise ConfigError(
+            "--no-secure-aggregation works without --processes only: a real server always sums "
+            "securely"
+        )
     names = options.platforms or ()
     if len(set(names)) < len(names):
         raise ConfigError(f"--platforms {' '.join(names)} names one twice; name each once")
@@ -113,6 +123,7 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings
         at_once=options.at_once,
         evaluate_every=options.evaluate_every,
         device=options.device,
+        secure=not options.no_secure_aggregation,
         figures=options.figures,
         command=shlex.join(["python", "-m", "simulations", *arguments]),
     )

@@ -15,19 +15,31 @@ from clients.connection import Handler
 from clients.dataset import Dataset, load_dataset
 from clients.private import PrivateModel, restore_private
 from clients.round import PlatformRound
+from clients.sealing import SealerFor, secure_sealer
 from clients.state import PlatformFolder
 from crossrec_model.config import ModelConfig, Plan
 from crossrec_model.data.prepared import PreparedData, open_prepared
 from crossrec_model.errors import FederationError
 from crossrec_model.parameters import Layout, Vector, initial_vector
+from crossrec_model.secagg.identity import IdentityKey
+from crossrec_model.secagg.roster import SignedRoster
 from crossrec_model.statistics import Statistics
 from server.checkpoint import Checkpoint, CheckpointStore, RoundRecord
 from server.federation import Federation, RunOptions, fresh_start
 from server.flower import GridCourier
 from server.progress import progress_for
 from simulations.grid import InProcessGrid, LocalGrid
+from simulations.plain import PlainSealer
 from simulations.processes import run_processes
 from simulations.ray_grid import RayGrid
+from simulations.sums import (
+    Openings,
+    Sums,
+    identities_for,
+    plain_sums,
+    secure_sums,
+    sums_under,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,17 +80,19 @@ class LocalEngine:
 
     at_once: int
     evaluate_every: int
+    secure: bool = True
 
     def __call__(
         self, plan: Plan, platforms: Mapping[str, Platform], datasets: Mapping[str, Dataset]
     ) -> Trained:
         """See `Engine`."""
+        sums = secure_sums(platforms) if self.secure else plain_sums(platforms)
         handlers = {
-            name: PlatformRound(name, functools.partial(_given, datasets[name]))
+            name: PlatformRound(name, functools.partial(_given, datasets[name]), sums.sealers[name])
             for name in platforms
         }
         with closing(InProcessGrid(handlers, at_once=self.at_once)) as grid:
-            return _run(plan, grid, len(handlers), self.evaluate_every)
+            return _run(plan, grid, len(handlers), self.evaluate_every, sums)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +101,27 @@ class RayEngine:
 
     address: str | None
     evaluate_every: int
+    secure: bool = True
 
     def __call__(
         self, plan: Plan, platforms: Mapping[str, Platform], datasets: Mapping[str, Dataset]
     ) -> Trained:
         """See `Engine`."""
+        keys: dict[str, bytes | None] = dict.fromkeys(platforms)
+        sums, roster = plain_sums(platforms), b""
+        if self.secure:
+            identities, signed = identities_for(platforms)
+            sums, roster = sums_under(identities, signed), signed.to_json()
+            # Keys of an experiment: they are made here and go to the actors of this run alone.
+            keys |= {name: identity.to_bytes() for name, identity in identities.items()}
         makers = {
-            name: functools.partial(_in_actor, name, str(platform.prepared.folder.resolve()))
+            name: functools.partial(
+                _in_actor, name, str(platform.prepared.folder.resolve()), keys[name], roster
+            )
             for name, platform in platforms.items()
         }
         with closing(RayGrid(makers, address=self.address)) as grid:
-            return _run(plan, grid, len(makers), self.evaluate_every)
+            return _run(plan, grid, len(makers), self.evaluate_every, sums)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +161,20 @@ def _given(dataset: Dataset, _model: ModelConfig) -> Dataset:
     return dataset
 
 
-def _in_actor(platform: str, folder: str) -> Handler:
+def _in_actor(platform: str, folder: str, key: bytes | None, roster: bytes) -> Handler:
     """Made inside the actor, so that a platform's data stay in its process."""
     torch.set_num_threads(1)
     prepared = open_prepared(Path(folder))
+    sealer: SealerFor = PlainSealer
+    if key is not None:
+        members = SignedRoster.from_json(roster).roster
+        sealer = secure_sealer(platform, IdentityKey.from_bytes(key), members, Openings())
     return PlatformRound(
-        platform, lambda model: load_dataset(prepared, model, device=torch.device("cpu"))
+        platform, lambda model: load_dataset(prepared, model, device=torch.device("cpu")), sealer
     )
 
 
-def _run(plan: Plan, grid: LocalGrid, platforms: int, evaluate_every: int) -> Trained:
+def _run(plan: Plan, grid: LocalGrid, platforms: int, evaluate_every: int, sums: Sums) -> Trained:
     """The real coordinator over a grid without network; nothing is saved to disk."""
     first: list[Vector] = []
 
@@ -156,7 +184,10 @@ def _run(plan: Plan, grid: LocalGrid, platforms: int, evaluate_every: int) -> Tr
 
     options = RunOptions(platforms=platforms, evaluate_every=evaluate_every)
     with progress_for() as progress:
-        start = fresh_start(plan, initial_vector(plan))
-        end = Federation(GridCourier(grid), start, options, save=keep, progress=progress).run()
+        start, courier = fresh_start(plan, initial_vector(plan)), GridCourier(grid)
+        aggregation = sums.aggregation(courier, plan, progress.note)
+        end = Federation(
+            courier, start, options, aggregation=aggregation, save=keep, progress=progress
+        ).run()
     validation = Layout(plan.model).unpack(first[0], torch.device("cpu"))[1]
     return Trained(final=end.parameters, validation=validation, history=end.history)

@@ -40,6 +40,7 @@ from simulations.engines import (
 )
 from simulations.pooled import pooled_statistics, train_pooled
 from simulations.report import compare, facts, write_quality
+from simulations.sums import WARNING, identities_for
 
 T = TypeVar("T")
 EMBEDDED = "complete-journey"
@@ -61,6 +62,7 @@ class Settings:
     at_once: int
     evaluate_every: int
     device: str
+    secure: bool
     figures: Path | None
     command: str
 
@@ -83,6 +85,11 @@ def run(settings: Settings) -> None:
         )
     if settings.engine == "processes" and any(settings.work.glob("seed-*")):
         raise ConfigError(f"{settings.work} holds an earlier run; delete it or give another --work")
+    if not settings.secure:
+        console.print(WARNING, highlight=False)
+    else:
+        # Too few platforms are told before minutes of cleaning.
+        identities_for(_sources(settings))
     platforms = _prepare(settings, console)
     experiment = Experiment(settings, plan, platforms, console)
     results = experiment.baselines()
@@ -149,8 +156,8 @@ def _engine(settings: Settings) -> Engine:
     if settings.engine == "processes":
         return ProcessEngine(work=settings.work, evaluate_every=every)
     if settings.engine == "ray":
-        return RayEngine(address=settings.ray_address, evaluate_every=every)
-    return LocalEngine(at_once=settings.at_once, evaluate_every=every)
+        return RayEngine(address=settings.ray_address, evaluate_every=every, secure=settings.secure)
+    return LocalEngine(at_once=settings.at_once, evaluate_every=every, secure=settings.secure)
 
 
 def _described(data: str) -> str:

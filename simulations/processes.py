@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from clients.keys import make_identity, write_card
 from crossrec_model.config import Plan
 from crossrec_model.errors import FederationError
+from crossrec_model.randomness import SystemRandomness
+from server.rosters import list_platforms
 from server.tls import make_certificates
 
 START_TIMEOUT_S: Final = 120.0
@@ -88,6 +91,7 @@ def run_processes(
             f"{coordinator_state} holds an earlier run; delete it or give another --work"
         )
     tls = make_certificates(state / "tls", [])
+    roster = make_roster(state, sources)
     plan_file = state / "plan.toml"
     plan_file.write_text(as_toml(plan), encoding="utf-8")
     with _children() as children:
@@ -96,6 +100,7 @@ def run_processes(
             *("server", "--port", "0", "--state", str(coordinator_state)),
             *("--tls", str(tls.ca.parent), "--plan", str(plan_file)),
             *("--platforms", str(len(sources)), "--evaluate-every", str(evaluate_every)),
+            *("--roster", str(roster)),
         )
         children.append(server)
         address = _address(server)
@@ -104,16 +109,31 @@ def run_processes(
                 Child(
                     f"platform {name}",
                     *("clients.platform", "--id", name, "--data", data, "--server", address),
-                    *("--ca", str(tls.ca), "--state", str(state)),
+                    *("--ca", str(tls.ca), "--state", str(state), "--roster", str(roster)),
                 )
             )
         _wait(children)
 
 
+def make_roster(state: Path, platforms: Iterable[str]) -> Path:
+    """Make every platform's identity and the signed roster, as operators would; return its file.
+
+    Raises:
+        SecureSumError: for fewer than three platforms.
+    """
+    cards = []
+    for name in platforms:
+        key, _new = make_identity(state / name, SystemRandomness())
+        cards.append(state / f"{name}.platform")
+        write_card(cards[-1], name, key)
+    listed = list_platforms(state / "roster", federation="simulation", cards=cards, expel=())
+    return listed.path
+
+
 def as_toml(plan: Plan) -> str:
     """The plan as the TOML file that `python -m server --plan` reads."""
     lines = [f"seed = {plan.seed}"]
-    for name in ("model", "training", "federation"):
+    for name in ("model", "training", "federation", "aggregation"):
         lines.append(f"\n[{name}]")
         section = dataclasses.asdict(getattr(plan, name))
         # JSON's strings, numbers and arrays are TOML's.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clients.connection import Answer, Handler, answer
@@ -27,7 +28,10 @@ class _Platform:
 
     def answer(self, payload: bytes) -> Answer:
         """Answer one frame."""
-        return answer(self._handle, payload)
+        reply = answer(self._handle, payload)
+        # What goes to another process must be bytes: a view can't be pickled.
+        whole = reply.payload if isinstance(reply.payload, bytes) else b"".join(reply.payload)
+        return replace(reply, payload=whole)
 
 
 class RayGrid(LocalGrid):

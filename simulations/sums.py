@@ -1,0 +1,104 @@
+"""How an experiment adds up contributions: securely as in reality, or in the open for comparison."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from clients.sealing import SealerFor, secure_sealer
+from crossrec_model.config import Plan
+from crossrec_model.errors import ConfigError
+from crossrec_model.randomness import SystemRandomness
+from crossrec_model.secagg.errors import OldRoundError, OtherListError
+from crossrec_model.secagg.identity import IdentityKey, Member
+from crossrec_model.secagg.roster import FEWEST, Roster, SignedRoster, sign
+from server.aggregation import Aggregation
+from server.courier import Courier
+from server.securesum import SecureSum
+from simulations.plain import PlainSealer, PlainSum
+
+Note = Callable[[str], None]
+WARNING = (
+    "warning: secure aggregation is off, the coordinator sees every platform's contribution; "
+    "only simulations can do this"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sums:
+    """Both sides of an aggregation: what seals for each platform, and what adds up."""
+
+    sealers: Mapping[str, SealerFor]
+    aggregation: Callable[[Courier, Plan, Note], Aggregation]
+
+
+def secure_sums(platforms: Iterable[str]) -> Sums:
+    """Fresh identities for all platforms, and the real protocol between them.
+
+    Raises:
+        ConfigError: for fewer than three platforms.
+    """
+    return sums_under(*identities_for(platforms))
+
+
+def sums_under(identities: Mapping[str, IdentityKey], signed: SignedRoster) -> Sums:
+    """The real protocol between platforms of these identities."""
+    return Sums(
+        sealers={
+            name: secure_sealer(name, identity, signed.roster, Openings())
+            for name, identity in identities.items()
+        },
+        aggregation=functools.partial(_secure, signed.roster),
+    )
+
+
+def plain_sums(platforms: Iterable[str]) -> Sums:
+    """No protection: everything in the open."""
+    return Sums(
+        sealers=dict.fromkeys(platforms, PlainSealer),
+        aggregation=lambda courier, plan, _note: PlainSum(courier, plan),
+    )
+
+
+def identities_for(platforms: Iterable[str]) -> tuple[dict[str, IdentityKey], SignedRoster]:
+    """Fresh identities, and a roster of them by a signer of its own.
+
+    Raises:
+        ConfigError: for fewer than three platforms.
+    """
+    source = SystemRandomness()
+    identities = {name: IdentityKey.generate(source) for name in sorted(platforms)}
+    if len(identities) < FEWEST:
+        raise ConfigError(
+            f"{len(identities)} platforms are too few for secure aggregation, which needs {FEWEST}; "
+            "name more, or add --no-secure-aggregation"
+        )
+    signer = IdentityKey.generate(source)
+    roster = Roster(
+        federation="simulation",
+        version=1,
+        members=tuple(Member(name, key.public) for name, key in identities.items()),
+        signer=signer.public,
+    )
+    return identities, sign(roster, signer)
+
+
+class Openings:
+    """What a platform has opened, in memory: a simulation does not outlive its process."""
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[bytes, int], tuple[int, tuple[str, ...]]] = {}
+
+    def __call__(self, run: bytes, kind: int, number: int, survivors: tuple[str, ...]) -> None:
+        """As `clients.keys.Opened.check_and_record`."""
+        last, before = self._latest.get((run, kind), (0, ()))
+        if number < last:
+            raise OldRoundError(f"round {number} was left behind: round {last} was opened")
+        if number == last and survivors != before:
+            raise OtherListError(f"round {number} was opened over other platforms before")
+        self._latest[run, kind] = number, survivors
+
+
+def _secure(roster: Roster, courier: Courier, plan: Plan, note: Note) -> Aggregation:
+    return SecureSum(courier, plan, roster, note)
