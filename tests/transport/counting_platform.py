@@ -14,47 +14,82 @@ from pathlib import Path
 import numpy as np
 
 from clients.connection import Handler
+from clients.keys import Opened, load_identity, read_roster
+from clients.sealing import Sealer, SealerFor, secure_sealer
+from crossrec_model.config import Plan
 from crossrec_model.errors import CrossrecError
+from crossrec_model.secagg.errors import SecureSumError
+from crossrec_model.secagg.messages import Kind
 from crossrec_model.wire import messages as wire
-from crossrec_model.wire.contribution import pack
+from crossrec_model.wire.contribution import Contribution
+from simulations.plain import PlainSealer
+
+NOTHING = np.zeros(0, dtype=np.float32)
 
 
 def target(platform: str, dimension: int) -> np.ndarray:
     """The vector that a platform pulls to, float64 [dimension]."""
-    return np.random.default_rng(list(platform.encode())).normal(size=dimension)
+    return np.random.default_rng(list(platform.encode())).uniform(-1, 1, size=dimension)
 
 
 def make_handler(
-    platform: str, dimension: int, *, seconds: float = 0.0, seen: Callable[[bytes], object] = bytes
+    platform: str,
+    dimension: int,
+    *,
+    seconds: float = 0.0,
+    seen: Callable[[bytes], object] = bytes,
+    sealer_for: SealerFor = PlainSealer,
 ) -> Handler:
     """Return the handler of a platform that trains for `seconds`; `seen` gets every request."""
     weight = float(len(platform) + ord(platform[0]) % 7)
     goal = target(platform, dimension)
+    sealer: list[Sealer] = []
 
-    def handle(payload: bytes) -> bytes:
+    def replied(message: wire.Message) -> wire.Reply:
+        match message:
+            case wire.Hello():
+                return wire.HelloReply(
+                    platform=platform,
+                    protocol_version=wire.PROTOCOL_VERSION,
+                    software_version="0.1.0",
+                )
+            case wire.Welcome():
+                sealer[:] = [sealer_for(Plan.from_json(message.plan))]
+                return wire.WelcomeReply(
+                    dimension=dimension, training_metrics=("loss",), evaluation_metrics=("ndcg@10",)
+                )
+            case wire.Secure():
+                return wire.Secure(frame=sealer[0].answer(message.frame))
+            case wire.TrainRequest():
+                time.sleep(seconds)
+                update = (0.5 * (goal - message.parameters)).astype(np.float32)
+                loss = float(np.abs(update).mean())
+                return sealed(message, Kind.TRAIN, update, loss)
+            case wire.EvaluateRequest():
+                score = 1.0 / (1.0 + float(np.abs(goal - message.parameters).mean()))
+                return sealed(message, Kind.EVALUATE, NOTHING, score)
+            case _:
+                return wire.Ack()
+
+    def sealed(
+        message: wire.TrainRequest | wire.EvaluateRequest,
+        kind: Kind,
+        update: np.ndarray,
+        metric: float,
+    ) -> wire.Reply:
+        part = Contribution(update=update, weight=weight, metrics=(metric,))
+        body = sealer[0].seal(
+            message.ticket, part, run=message.run, kind=kind, number=message.round
+        )
+        return wire.SumReply(run=message.run, round=message.round, body=body)
+
+    def handle(payload: bytes) -> bytes | tuple[bytes | memoryview, ...]:
         seen(payload)
-        message = wire.decode(payload)
-        reply: wire.Reply = wire.Ack()
-        if isinstance(message, wire.Hello):
-            reply = wire.HelloReply(
-                platform=platform, protocol_version=wire.PROTOCOL_VERSION, software_version="0.1.0"
-            )
-        elif isinstance(message, wire.Welcome):
-            reply = wire.WelcomeReply(
-                dimension=dimension, training_metrics=("loss",), evaluation_metrics=("ndcg@10",)
-            )
-        elif isinstance(message, wire.TrainRequest):
-            time.sleep(seconds)
-            update = 0.5 * (goal - message.parameters)
-            contribution = pack(update, weight, (float(np.abs(update).mean()),))
-            reply = wire.UpdateReply(
-                run=message.run, round=message.round, contribution=contribution
-            )
-        elif isinstance(message, wire.EvaluateRequest):
-            score = 1.0 / (1.0 + float(np.abs(goal - message.parameters).mean()))
-            metrics = pack(np.zeros(0), weight, (score,))
-            reply = wire.MetricsReply(run=message.run, round=message.round, metrics=metrics)
-        return wire.encode(reply)
+        try:
+            return wire.encode_pieces(replied(wire.decode(payload)))
+        except SecureSumError as error:
+            print(f"left the sum: {error}", flush=True)
+            return wire.encode(wire.Failure(code=wire.FailureCode.LEFT_THE_SUM))
 
     return handle
 
@@ -68,6 +103,8 @@ def main() -> int:
     parser.add_argument("--connect-timeout", type=float, default=30.0)
     parser.add_argument("--dimension", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--roster", type=Path, required=True)
     options = parser.parse_args()
 
     def report(line: str) -> None:
@@ -76,8 +113,17 @@ def main() -> int:
     try:
         from clients.flower import serve
 
+        folder = options.state / options.id
+        sealer_for = secure_sealer(
+            options.id,
+            load_identity(folder),
+            read_roster(options.roster).roster,
+            Opened(folder).check_and_record,
+        )
         serve(
-            make_handler(options.id, options.dimension, seconds=options.seconds),
+            make_handler(
+                options.id, options.dimension, seconds=options.seconds, sealer_for=sealer_for
+            ),
             address=options.address,
             ca=options.ca,
             insecure=options.insecure,

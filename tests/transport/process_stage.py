@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from server.tls import TlsFiles
+from simulations.processes import make_roster
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -93,6 +94,9 @@ class Stage:
     def __init__(self, folder: Path, tls: TlsFiles) -> None:
         self.folder, self.tls = folder, tls
         self.state = folder / "state"
+        self.platforms = folder / "platforms"
+        #: Four platforms, of which a sum needs three.
+        self.roster = make_roster(self.platforms, "ABCD")
         self._children: list[Process] = []
 
     def start(self, script: str, *arguments: object, dimension: int = 8) -> Process:
@@ -111,7 +115,8 @@ class Stage:
         secure = ("--tls", self.tls.ca.parent) if tls else ("--insecure",)
         return self.start(
             "small_coordinator.py",
-            *("--port", port, "--state", self.state, *secure, *arguments),
+            *("--port", port, "--state", self.state, "--roster", self.roster),
+            *(*secure, *arguments),
             dimension=dimension,
         )
 
@@ -122,7 +127,8 @@ class Stage:
         secure = () if "--insecure" in arguments else ("--ca", ca or self.tls.ca)
         return self.start(
             "counting_platform.py",
-            *("--id", name, "--address", f"127.0.0.1:{port}", *secure, *arguments),
+            *("--id", name, "--address", f"127.0.0.1:{port}"),
+            *("--state", self.platforms, "--roster", self.roster, *secure, *arguments),
         )
 
     def end(self) -> None:
