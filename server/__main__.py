@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     add("--port", type=int, default=9092, help="port, 0 for any free one (default %(default)s)")
     add("--state", type=Path, required=True, help="folder for checkpoints and log file")
-    add("--roster", type=Path, required=True, help="the signed roster of the platforms")
+    add("--roster", type=Path, help="the signed roster of the platforms (needed)")
     add("--platforms", type=int, help="platforms to wait for (default: as few as may be)")
     add("--rounds", type=int, help="rounds to run (default: the plan's)")
     add("--plan", type=Path, help="the plan, a TOML file (default: the built-in plan)")
@@ -113,6 +113,12 @@ def _roster(arguments: Sequence[str]) -> int:
 def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
     tls = _tls(options)
     plan = Plan.from_toml(options.plan) if options.plan else None
+    if options.roster is None:
+        raise ConfigError(
+            "--roster is missing; make it from the platforms' cards with: "
+            "python -m server roster --out federation --name NAME CARD …, "
+            "then add --roster federation/roster.json"
+        )
     roster = read_roster(options.roster)
     try:
         with _stoppable():

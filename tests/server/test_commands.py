@@ -8,6 +8,12 @@ import pytest
 
 from server.__main__ import main
 from server.tls import make_certificates
+from simulations.processes import make_roster
+
+
+@pytest.fixture(scope="module")
+def roster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_roster(tmp_path_factory.mktemp("federation"), "ABC")
 
 
 def _error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -44,12 +50,12 @@ def test_certificates_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_a_bad_plan(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, reason: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], roster: Path, text: str, reason: str
 ) -> None:
     make_certificates(tmp_path / "tls", [])
     plan = tmp_path / "plan.toml"
     plan.write_text(text, encoding="utf-8")
-    common = ("--state", tmp_path / "state", "--tls", tmp_path / "tls")
+    common = ("--state", tmp_path / "state", "--tls", tmp_path / "tls", "--roster", roster)
     assert reason in _error(capsys, *common, "--plan", plan)
     assert "does not exist" in _error(capsys, *common, "--plan", tmp_path / "none.toml")
     assert not (tmp_path / "state").exists()
@@ -64,6 +70,8 @@ def test_a_bad_plan(
         (("--colour", "red"), "unrecognized arguments: --colour red"),
         (("--host", "shop..example"), "on shop..example can't be used"),
         (("--platforms", "0"), "platforms is 0; at least 1"),
+        (("--platforms", "2"), "2 platforms are too few for a secure sum, which needs 3"),
+        (("--roster", "/nowhere/roster.json"), "roster /nowhere/roster.json does not exist"),
         (("--wait", "-1"), "wait_s is -1.0"),
         (("--resume",), "no run to resume"),
         (("--port", "70000"), "port 70000 on 127.0.0.1 can't be used"),
@@ -71,16 +79,43 @@ def test_a_bad_plan(
     ],
 )
 def test_options_that_can_not_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: tuple[str, ...], reason: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    roster: Path,
+    extra: tuple[str, ...],
+    reason: str,
 ) -> None:
     make_certificates(tmp_path / "tls", [])
     common = ("--state", tmp_path / "state", "--tls", tmp_path / "tls", "--port", 0)
+    common += ("--roster", roster)
     assert reason in _error(capsys, *common, *extra)
 
 
-def test_a_state_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_roster_the_command_that_makes_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = _error(capsys, "--state", tmp_path / "state", "--insecure")
+    assert "--roster is missing" in line
+    assert "python -m server roster --out federation --name NAME CARD" in line
+
+
+def test_secure_aggregation_can_not_be_switched_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], roster: Path
+) -> None:
+    common = ("--state", tmp_path / "state", "--insecure", "--roster", roster)
+    assert "unrecognized arguments" in _error(capsys, *common, "--no-secure-aggregation")
+    plan = tmp_path / "plan.toml"
+    for key in ("secure", "enabled", "off"):
+        plan.write_text(f"[aggregation]\n{key} = false\n", encoding="utf-8")
+        assert f"aggregation.{key} is unknown" in _error(capsys, *common, "--plan", plan)
+
+
+def test_a_state_folder_that_is_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], roster: Path
+) -> None:
     make_certificates(tmp_path / "tls", [])
     (tmp_path / "state").write_text("", encoding="utf-8")
-    line = _error(capsys, "--state", tmp_path / "state", "--tls", tmp_path / "tls")
+    common = ("--tls", tmp_path / "tls", "--roster", roster)
+    line = _error(capsys, "--state", tmp_path / "state", *common)
     assert "state folder" in line
     assert "give another --state" in line

@@ -13,13 +13,15 @@ from rich.console import Console
 from crossrec_model.config import FederationConfig, ModelConfig, Plan
 from crossrec_model.errors import ConnectionRefusedByPeerError, DataError, FederationError
 from crossrec_model.wire import messages as wire
-from crossrec_model.wire.contribution import pack
+from crossrec_model.wire.codec import Vector
+from crossrec_model.wire.contribution import Contribution
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.courier import NodeId
 from server.federation import Federation, RunOptions, fresh_start, starting_point
 from server.flower import GridCourier
-from server.progress import BarProgress, PlainProgress
+from server.progress import BarProgress, PlainProgress, Progress
 from simulations.grid import InProcessGrid
+from simulations.plain import PlainSum, pack
 
 Handle = Callable[[bytes], bytes]
 D = 4
@@ -30,6 +32,27 @@ def _zeros(_plan: Plan) -> np.ndarray:
     return np.zeros(D, dtype=np.float32)
 
 
+def _body(update: np.ndarray, metric: float) -> tuple[bytes | memoryview, ...]:
+    part = Contribution(update=update.astype(np.float32), weight=2.0, metrics=(metric,))
+    return Vector("contribution").pieces(pack(part))
+
+
+def _federation(
+    grid: InProcessGrid | GridCourier,
+    start: Checkpoint,
+    options: RunOptions,
+    *,
+    save: Callable[[Checkpoint], object] = lambda _: None,
+    progress: Progress,
+) -> Federation:
+    """The loop over a sum without protection: what is tested here does not depend on it."""
+    courier = grid if isinstance(grid, GridCourier) else GridCourier(grid)
+    aggregation = PlainSum(courier, start.plan)
+    return Federation(
+        courier, start, options, aggregation=aggregation, save=save, progress=progress
+    )
+
+
 def _platform(name: str, *, metric: str = "loss", dimension: int = D) -> Handle:
     """A platform whose update is always 1 in every coordinate."""
 
@@ -37,20 +60,20 @@ def _platform(name: str, *, metric: str = "loss", dimension: int = D) -> Handle:
         message = wire.decode(payload)
         reply: wire.Reply = wire.Ack()
         if isinstance(message, wire.Hello):
-            reply = wire.HelloReply(platform=name, protocol_version=1, software_version="1")
+            reply = wire.HelloReply(
+                platform=name, protocol_version=wire.PROTOCOL_VERSION, software_version="1"
+            )
         elif isinstance(message, wire.Welcome):
             assert Plan.from_json(message.plan).federation.min_platforms >= 1
             reply = wire.WelcomeReply(
                 dimension=dimension, training_metrics=(metric,), evaluation_metrics=("ndcg@10",)
             )
         elif isinstance(message, wire.TrainRequest):
-            contribution = pack(np.ones(D), 2.0, (0.5,))
-            reply = wire.UpdateReply(
-                run=message.run, round=message.round, contribution=contribution
-            )
+            body = _body(np.ones(D), 0.5)
+            reply = wire.SumReply(run=message.run, round=message.round, body=body)
         elif isinstance(message, wire.EvaluateRequest):
-            metrics = pack(np.zeros(0), 2.0, (float(message.parameters[0]),))
-            reply = wire.MetricsReply(run=message.run, round=message.round, metrics=metrics)
+            body = _body(np.zeros(0), float(message.parameters[0]))
+            reply = wire.SumReply(run=message.run, round=message.round, body=body)
         return wire.encode(reply)
 
     return handle
@@ -65,8 +88,8 @@ def _run(
 ) -> tuple[Checkpoint, str]:
     grid, stream = InProcessGrid(handlers, at_once=2), io.StringIO()
     try:
-        end = Federation(
-            GridCourier(grid),
+        end = _federation(
+            grid,
             start or fresh_start(PLAN, _zeros(PLAN)),
             options or RunOptions(platforms=len(handlers)),
             save=save,
@@ -151,7 +174,7 @@ def test_a_run_stopped_before_its_end_waits_to_hand_out_the_model(tmp_path: Path
 
     grid = InProcessGrid({"A": last})
     again = starting_point(store, None, initial=_zeros, resume=True)
-    Federation(
+    _federation(
         Late(grid),
         again,
         RunOptions(platforms=1, wait_s=20),
@@ -240,8 +263,8 @@ def test_bars_on_a_terminal_show_the_same_lines() -> None:
     console = Console(file=stream, force_terminal=True, width=120)
     grid = InProcessGrid({"A": _platform("A")})
     with BarProgress(console) as progress:
-        Federation(
-            GridCourier(grid),
+        _federation(
+            grid,
             fresh_start(PLAN, _zeros(PLAN)),
             RunOptions(platforms=1),
             save=lambda _: None,

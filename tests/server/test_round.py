@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
-from crossrec_model.config import FederationConfig
-from crossrec_model.errors import WireError
+from crossrec_model.config import FederationConfig, Plan
+from crossrec_model.errors import FederationError
 from crossrec_model.wire import messages as wire
-from crossrec_model.wire.contribution import pack
-from server.courier import Loss, Lost, NodeId
+from crossrec_model.wire.codec import Vector
+from crossrec_model.wire.contribution import Contribution
+from server.aggregation import CohortTooSmallError
+from server.courier import Arrivals, Loss, Lost, NodeId
 from server.optimizer import initial_state
-from server.round import CohortTooSmallError, ModelVersion, RoundRunner
+from server.round import ModelVersion, RoundRunner
+from simulations.plain import PlainSum, pack
 
 RUN = bytes(16)
 AGREED = wire.WelcomeReply(
@@ -31,21 +34,25 @@ class ScriptedCourier:
     def nodes(self) -> dict[NodeId, float]:
         return {NodeId(node): 1.0 for node in self._scripts}
 
-    def exchange(
-        self, payloads: Mapping[NodeId, bytes], *, timeout_s: float
-    ) -> dict[NodeId, bytes | Lost]:
+    def exchange(self, payloads: Mapping[NodeId, bytes], *, timeout_s: float) -> Arrivals:
         assert timeout_s == 7.0
-        return {
-            NodeId(n): self._scripts[n](wire.decode(payloads[NodeId(n)])) for n in self._scripts
-        }
+        for n in self._scripts:
+            yield NodeId(n), self._scripts[n](wire.decode(payloads[NodeId(n)]))
+
+
+def _body(
+    update: list[float], weight: float, metrics: tuple[float, ...]
+) -> tuple[bytes | memoryview, ...]:
+    part = Contribution(update=np.array(update, dtype=np.float32), weight=weight, metrics=metrics)
+    return Vector("contribution").pieces(pack(part))
 
 
 def _train(update: list[float], weight: float, loss: float = 0.5, **change: object) -> Script:
     def script(message: wire.Message) -> bytes:
         assert isinstance(message, wire.TrainRequest)
         values = {"run": message.run, "round": message.round, **change}
-        vector = pack(np.array(update), weight, (loss,))
-        return wire.encode(wire.UpdateReply(contribution=vector, **values))  # type: ignore[arg-type]
+        body = _body(update, weight, (loss,))
+        return wire.encode(wire.SumReply(body=body, **values))  # type: ignore[arg-type]
 
     return script
 
@@ -57,8 +64,12 @@ def _model() -> ModelVersion:
 
 
 def _runner(scripts: Mapping[int, Script], least: int = 1) -> RoundRunner:
-    config = FederationConfig(round_timeout_s=7.0)
-    return RoundRunner(courier=ScriptedCourier(scripts), config=config, agreed=AGREED, least=least)
+    return _with(FederationConfig(round_timeout_s=7.0), scripts, least)
+
+
+def _with(config: FederationConfig, scripts: Mapping[int, Script], least: int = 1) -> RoundRunner:
+    aggregation = PlainSum(ScriptedCourier(scripts), Plan(federation=config), least=least)
+    return RoundRunner(aggregation=aggregation, config=config, agreed=AGREED)
 
 
 SEATS = {"A": NodeId(1), "B": NodeId(2), "C": NodeId(3)}
@@ -89,7 +100,7 @@ def test_the_sum_does_not_depend_on_who_answers_first() -> None:
     [
         (lambda _: Lost(Loss.LATE), "no answer in time"),
         (lambda _: b"rubbish", "magic"),
-        (lambda _: wire.encode(wire.Ack()), "Ack came where UpdateReply was due"),
+        (lambda _: wire.encode(wire.Ack()), "Ack came where SumReply was due"),
         (
             lambda _: wire.encode(wire.Failure(code=wire.FailureCode.NOT_FINITE)),
             "failed with code NOT_FINITE",
@@ -121,7 +132,7 @@ def test_too_few_answers_fail_the_round_and_say_why() -> None:
 
 def test_a_cohort_without_any_weight_is_refused() -> None:
     scripts = {n: _train([1, 1, 1], 0) for n in (1, 2, 3)}
-    with pytest.raises(WireError, match="total weight"):
+    with pytest.raises(FederationError, match="total weight"):
         _runner(scripts).train(_model(), SEATS)
 
 
@@ -129,8 +140,8 @@ def test_evaluation_goes_through_the_same_sums() -> None:
     def script(weight: float, *scores: float) -> Script:
         def evaluate(message: wire.Message) -> bytes:
             assert isinstance(message, wire.EvaluateRequest)
-            vector = pack(np.zeros(0), weight, scores)
-            return wire.encode(wire.MetricsReply(run=RUN, round=message.round, metrics=vector))
+            body = _body([], weight, scores)
+            return wire.encode(wire.SumReply(run=RUN, round=message.round, body=body))
 
         return evaluate
 
@@ -150,7 +161,6 @@ def test_a_statistics_round_takes_the_mean_whatever_the_optimiser(number: int) -
         optimizer=initial_state(config, 3),
     )
     scripts = {1: _train([0, 0, 2], 1), 2: _train([0, 0, 6], 3)}
-    runner = RoundRunner(courier=ScriptedCourier(scripts), config=config, agreed=AGREED, least=1)
-    model, _ = runner.train(start, {"A": NodeId(1), "B": NodeId(2)})
+    model, _ = _with(config, scripts).train(start, {"A": NodeId(1), "B": NodeId(2)})
     np.testing.assert_allclose(model.parameters, [0, 0, 5])
     assert model.optimizer is start.optimizer
