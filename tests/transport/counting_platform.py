@@ -62,7 +62,7 @@ def make_handler(
                 return wire.Secure(frame=sealer[0].answer(message.frame))
             case wire.TrainRequest():
                 time.sleep(seconds)
-                update = (0.5 * (goal - message.parameters)).astype(np.float32)
+                update = np.clip(0.5 * (goal - message.parameters), -1, 1).astype(np.float32)
                 loss = float(np.abs(update).mean())
                 return sealed(message, Kind.TRAIN, update, loss)
             case wire.EvaluateRequest():

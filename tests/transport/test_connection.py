@@ -170,11 +170,11 @@ def test_a_refusal_another_version_and_the_end_are_recognised() -> None:
     assert refused.last
     assert str(refused.error) == "the coordinator refused: id A is taken"
     other = bytearray(wire.encode(wire.Ack()))
-    other[4] = 2
+    other[4] = 77
     version = answer(_ack, bytes(other))
     assert version.payload == wire.encode(wire.Failure(code=wire.FailureCode.OTHER_VERSION))
     assert version.last
-    assert "protocol version is 2" in str(version.error)
+    assert "protocol version is 77" in str(version.error)
     final = wire.Finish(run=bytes(16), round=1, parameters=np.zeros(1, np.float32))
     assert answer(_ack, wire.encode(final)).last
     assert answer(_ack, wire.encode(final)).error is None

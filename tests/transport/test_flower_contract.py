@@ -21,6 +21,7 @@ from crossrec_model.wire import messages as wire
 from server import flower as coordinator_side
 from server.checkpoint import CheckpointStore
 from simulations.grid import InProcessGrid
+from simulations.sums import identities_for, sums_under
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,15 +139,24 @@ def test_a_record_of_sixteen_mebibytes_is_cut_into_four_pieces() -> None:
 
 def test_both_apps_are_ordinary_flower_apps(tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
-    plan.write_text("[federation]\nrounds = 3\nmin_platforms = 2\n", encoding="utf-8")
+    plan.write_text("[federation]\nrounds = 3\n", encoding="utf-8")
     dimension = len(initial_vector(Plan.from_toml(plan)))
-    grid = InProcessGrid({name: make_handler(name, dimension) for name in "AB"})
+    identities, signed = identities_for("ABC")
+    (tmp_path / "roster.json").write_bytes(signed.to_json())
+    sums = sums_under(identities, signed)
+    grid = InProcessGrid(
+        {n: make_handler(n, dimension, sealer_for=sums.sealers[n]) for n in identities}
+    )
     context = coordinator_side.Context(
         run_id=1,
         node_id=1,
         node_config={},
         state=coordinator_side.RecordDict(),
-        run_config={"plan": str(plan), "state": str(tmp_path / "state"), "platforms": 2},
+        run_config={
+            "plan": str(plan),
+            "state": str(tmp_path / "state"),
+            "roster": str(tmp_path / "roster.json"),
+        },
     )
     coordinator_side.app(grid=grid, context=context)
     grid.close()

@@ -29,6 +29,7 @@ from clients.flower import (
 )
 from crossrec_model.config import FederationConfig, Plan
 from crossrec_model.wire import messages as wire
+from crossrec_model.wire.codec import Pieces
 from server import flower as coordinator_side
 from server.courier import Loss, Lost, NodeId
 from server.federation import Federation, RunOptions, fresh_start
@@ -38,6 +39,7 @@ from server.listener import bind, serving
 from server.progress import PlainProgress
 from server.tls import TlsFiles
 from simulations.grid import InProcessGrid
+from simulations.plain import PlainSum
 
 FINISH = wire.encode(wire.Finish(run=bytes(16), round=1, parameters=np.zeros(1, np.float32)))
 
@@ -95,7 +97,8 @@ def line(tls_files: TlsFiles) -> Iterator[Line]:
 
 def _frame(megabytes: float) -> bytes:
     numbers = np.random.default_rng(1).random(int(megabytes * 2**18), dtype=np.float32)
-    return wire.encode(wire.UpdateReply(run=bytes(16), round=1, contribution=numbers))
+    body = (numbers.view(np.uint8).data,)
+    return wire.encode(wire.SumReply(run=bytes(16), round=1, body=body))
 
 
 def test_sixteen_megabytes_travel_both_ways_in_pieces(line: Line) -> None:
@@ -234,6 +237,7 @@ def test_both_transports_hand_over_identical_bytes(line: Line) -> None:
             courier,
             start,
             RunOptions(platforms=2),
+            aggregation=PlainSum(courier, plan),
             save=lambda _: None,
             progress=PlainProgress(io.StringIO()),
         ).run()
@@ -241,11 +245,11 @@ def test_both_transports_hand_over_identical_bytes(line: Line) -> None:
     def recorded(name: str, frames: list[bytes]) -> Handler:
         inner = make_handler(name, 8)
 
-        def handle(payload: bytes) -> bytes:
+        def handle(payload: bytes) -> bytes | Pieces:
             reply = inner(payload)
             # The greeting holds a fresh random session.
             if not isinstance(wire.decode(payload), wire.Hello):
-                frames.extend((payload, reply))
+                frames.extend((payload, b"".join(reply) if isinstance(reply, tuple) else reply))
             return reply
 
         return handle
