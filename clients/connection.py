@@ -11,10 +11,12 @@ import http.client
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from crossrec_model.errors import (
     ConfigError,
@@ -22,7 +24,6 @@ from crossrec_model.errors import (
     CrossrecError,
     WireError,
 )
-from crossrec_model.wire.codec import Pieces
 from crossrec_model.wire.messages import (
     Ack,
     Failure,
@@ -34,12 +35,20 @@ from crossrec_model.wire.messages import (
     decode,
     encode,
 )
+from crossrec_model.wire.pieces import Frame, Payload
 
-#: Answers a frame with a frame, which may come in pieces of which the concatenation counts.
-Handler = Callable[[bytes], bytes | Pieces]
+#: Answers a frame.
+Handler = Callable[[Payload], Frame]
 Report = Callable[[str], None]
+Item = TypeVar("Item")
 
 PROBE_TIMEOUT_S: Final = 5.0
+#: An idle platform polls at a tenth of the time it has been idle, between these bounds (seconds).
+POLL_S: Final = (0.03, 0.5)
+#: So long after an answer it does not slow down: a short question often follows a long answer.
+EAGER_S: Final = 5.0
+#: So many pieces of a frame are under way at a time.
+ABREAST: Final = 2
 #: First and longest pause between two attempts, in seconds; each is twice the one before.
 PAUSE_S: Final = (0.2, 5.0)
 _LOG = logging.getLogger("crossrec.platform")
@@ -194,16 +203,49 @@ def wait_for_coordinator(
             pause = min(2 * pause, PAUSE_S[1])
 
 
+def pause_after(idle_s: float, poll_s: float) -> float:
+    """Return the seconds until the next poll, `idle_s` after the last answer.
+
+    A poll that took long (`poll_s`) met a busy coordinator, which is asked less often.
+    """
+    least, most = POLL_S
+    return min(most, max(least, 0.1 * (idle_s - EAGER_S), poll_s))
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' lines out of the user's output; ours go where logging sends them."""
+    for name in ("flwr", "httpx", "httpcore"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.NullHandler()]
+        logger.propagate = False
+
+
+def abreast(work: Callable[[str], Item], names: Iterable[str]) -> Iterator[Item]:
+    """Yield the results of `work` in order; no more than `ABREAST` are under way or waiting."""
+    running: deque[Future[Item]] = deque()
+    with ThreadPoolExecutor(ABREAST) as pool:
+        try:
+            for name in names:
+                if len(running) == ABREAST:
+                    yield running.popleft().result()
+                running.append(pool.submit(work, name))
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """What to send back, and whether it is the last: then `error` says why, None for a good end."""
 
-    payload: bytes | Pieces
+    payload: Frame
     last: bool = False
     error: CrossrecError | None = None
 
 
-def answer(handle: Handler, payload: bytes) -> Answer:
+def answer(handle: Handler, payload: Payload) -> Answer:
     """Return a platform's answer to one frame; whatever goes wrong, only a code leaves it.
 
     A refusal and the end of the run are recognised here. A CrossrecError raised by `handle` is a

@@ -10,36 +10,37 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import logging
-import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import httpx
 
-from clients.connection import Endpoint, Handler, Report, answer, wait_for_coordinator
-from crossrec_model.errors import ConfigError, ConnectionRefusedByPeerError, CrossrecError
-from crossrec_model.wire.codec import Pieces
-
-FLOWER_VERSION: Final = "1.41.0"
-if (_installed := importlib.metadata.version("flwr")) != FLOWER_VERSION:
-    raise ConfigError(
-        f"flwr {_installed} is installed, crossrec needs exactly {FLOWER_VERSION}; "
-        f"run: pip install flwr=={FLOWER_VERSION}"
-    )
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+from clients.connection import (
+    Endpoint,
+    Handler,
+    Report,
+    abreast,
+    answer,
+    pause_after,
+    quiet_libraries,
+    wait_for_coordinator,
+)
+from clients.records import LEVELS, from_record, to_message, to_record
+from crossrec_model.errors import ConnectionRefusedByPeerError, CrossrecError, WireError
+from crossrec_model.wire.pieces import Frame, Payload
 
 with warnings.catch_warnings():
     # Flower's typer imports a name from click that click 8.4 calls deprecated.
     warnings.filterwarnings("ignore", r"'click\.", DeprecationWarning)
-    from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+    from flwr.app import Context, Message, RecordDict
     from flwr.app.message import remove_content_from_message
+    from flwr.app.message.arraychunk import ArrayChunk
     from flwr.clientapp import ClientApp
     from flwr.common.serde import message_from_proto, message_to_proto
     from flwr.proto import fleet_pb2 as fleet
@@ -49,7 +50,6 @@ with warnings.catch_warnings():
     from flwr.supercore.inflatable.inflatable_object import (
         get_all_nested_objects,
         get_object_tree,
-        iterate_object_tree,
         no_object_id_recompute,
     )
     from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -59,9 +59,7 @@ with warnings.catch_warnings():
     from flwr.supercore.inflatable.inflatable_utils import (
         ObjectPullError,
         ObjectPushError,
-        inflate_object_from_contents,
         pull_objects,
-        push_objects,
     )
     from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
     from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -71,12 +69,9 @@ with warnings.catch_warnings():
 HEARTBEAT_S: Final = 10.0
 #: Heartbeats go out more often than promised, so that one lost on the way costs nothing.
 BEAT_EVERY_S: Final = 3.0
-#: An idle platform polls at a tenth of the time it has been idle, between these bounds (seconds).
-POLL_S: Final = (0.03, 0.5)
 #: A call that fails on the way is repeated for this long before the connection counts as lost.
 PATIENCE_S: Final = 10.0
 GOODBYE_S: Final = 2.0
-_KEY, _ARRAY, _STYPE = "crossrec", "frame", "crossrec.bytes"
 _LOG = logging.getLogger("crossrec.platform")
 Response = TypeVar("Response")
 
@@ -102,18 +97,13 @@ def client_app(handle: Handler, ended: Callable[[CrossrecError | None], None]) -
     return application
 
 
-def _frame(message: Message) -> bytes:
-    """Return the bytes in a message, none if it is not one of ours. Nothing is deserialised."""
-    record = message.content.get(_KEY)
-    array = record.get(_ARRAY) if isinstance(record, ArrayRecord) else None
-    return array.data if array is not None and array.stype == _STYPE else b""
+def _frame(message: Message) -> Payload:
+    """Return the bytes in a message, none if it is not one of ours."""
+    return from_record(message.content) or b""
 
 
-def _reply(frame: bytes | Pieces, message: Message) -> Message:
-    """Wrap bytes so that Flower sends them in pieces (an array record's are cut at 5 MiB)."""
-    payload = frame if isinstance(frame, bytes) else b"".join(frame)
-    array = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
-    return Message(RecordDict({_KEY: ArrayRecord({_ARRAY: array})}), reply_to=message)
+def _reply(frame: Frame, message: Message) -> Message:
+    return Message(to_record(frame), reply_to=message)
 
 
 #: For a company's own Flower federation; see `tool.flwr.app.components` in pyproject.toml.
@@ -164,7 +154,7 @@ def serve(
             vouches for, or refuses this platform.
         CrossrecError: whatever `handle` raised of that kind; the coordinator got a code.
     """
-    _quiet_libraries()
+    quiet_libraries()
     endpoint = Endpoint(address=address, ca=ca, insecure=insecure)
     end = _End()
     application = client_app(handle, end)
@@ -184,14 +174,6 @@ def serve(
             ) from None
     if end.error is not None:
         raise end.error
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' lines out of the user's output; ours go where logging sends them."""
-    for name in ("flwr", "httpx", "httpcore"):
-        logger = logging.getLogger(name)
-        logger.handlers = [logging.NullHandler()]
-        logger.propagate = False
 
 
 @contextlib.contextmanager
@@ -249,13 +231,12 @@ class _Session:
 
     def work(self, application: ClientApp, end: _End) -> None:
         """Answer messages until the end is reached."""
-        idle_since = time.monotonic()
+        answered = time.monotonic()
         while not end.reached:
+            asked = time.monotonic()
             try:
-                received = self._receive()
-                if received is not None:
-                    self._answer(application, *received)
-                    idle_since = time.monotonic()
+                if self._answer_next(application):
+                    answered = asked = time.monotonic()
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.UNAUTHORIZED:
                     raise _LostError("it does not know this node any more") from None
@@ -263,68 +244,79 @@ class _Session:
                 _LOG.warning("an answer was not taken: %s", error)
             except (ObjectPullError, ObjectPushError) as error:
                 _LOG.warning("a message was withdrawn: %s", error)
-            idle = time.monotonic() - idle_since
-            time.sleep(min(POLL_S[1], max(POLL_S[0], 0.1 * idle)))
+            except (WireError, ValueError) as error:
+                _LOG.warning("a message could not be read: %s", error)
+            now = time.monotonic()
+            time.sleep(pause_after(now - answered, now - asked))
 
-    def _receive(self) -> tuple[Message, int] | None:
-        """Return the next message in full and its run, None if there is none."""
+    def _answer_next(self, application: ClientApp) -> bool:
+        """Answer the message that waits; return whether there was one.
+
+        The request is let go before its reply is sent, so that never both are held twice.
+        """
+        # Flower hashes each piece once in this context, and again at every look outside it.
+        with no_object_id_recompute():
+            if (message := self._receive()) is None:
+                return False
+            run_id = message.metadata.run_id
+            context = Context(
+                run_id=run_id,
+                node_id=self._node.node_id,
+                node_config={},
+                state=RecordDict(),
+                run_config={},
+            )
+            reply = application(message=message, context=context)
+            del message
+            self._send(reply, run_id)
+        return True
+
+    def _receive(self) -> Message | None:
+        """Return the next message in full, its frame in one buffer; None if there is none."""
         request = fleet.PullMessagesRequest(node=self._node)
         response = self._call(self._client.PullMessages, request)
         if not response.messages_list:
             return None
-        head = message_from_proto(response.messages_list[0])
-        run_id, message_id = head.metadata.run_id, head.metadata.message_id
-        tree: ObjectTree = response.message_object_trees[0]
-        contents = pull_objects(
-            [branch.object_id for branch in iterate_object_tree(tree)],
-            make_pull_object_fn_protobuf(
-                lambda r: self._call(self._client.PullObject, r), self._node, run_id
-            ),
+        sent, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
+        run_id, message_id = sent.metadata.run_id, sent.metadata.message_id
+        call = partial(self._call, self._client.PullObject)
+        pull = partial(
+            pull_objects,
+            pull_object_fn=make_pull_object_fn_protobuf(call, self._node, run_id),
             initial_backoff=0.02,
             backoff_cap=0.5,
             max_time=60.0,
+        )
+        heads = pull(list(_heads(tree)))
+        message = to_message(
+            tree.object_id, heads, partial(abreast, lambda name: pull([name])[name])
         )
         confirmation = ConfirmMessageReceivedRequest(
             node=self._node, run_id=run_id, message_object_id=message_id
         )
         self._call(self._client.ConfirmMessageReceived, confirmation)
-        message = inflate_object_from_contents(tree.object_id, contents)
-        if not isinstance(message, Message):
-            return None
         message.metadata.__dict__["_message_id"] = message_id
-        return message, run_id
+        return message
 
-    def _answer(self, application: ClientApp, message: Message, run_id: int) -> None:
-        """Run the application on a message and send its reply."""
-        context = Context(
-            run_id=run_id,
-            node_id=self._node.node_id,
-            node_config={},
-            state=RecordDict(),
-            run_config={},
-        )
-        reply = application(message=message, context=context)
+    def _send(self, reply: Message, run_id: int) -> None:
+        """Send a reply; its pieces are made when their turn comes."""
         reply.metadata.__dict__["_message_id"] = reply.object_id
-        with no_object_id_recompute():
-            # Flower's field for the seconds that the work took stays empty: they tell how much
-            # data a platform has.
-            request = fleet.PushMessagesRequest(
-                node=self._node,
-                messages_list=[message_to_proto(remove_content_from_message(reply))],
-                message_object_trees=[get_object_tree(reply)],
-            )
-            objects = get_all_nested_objects(reply)
-            response = self._call(self._client.PushMessages, request)
-            push_objects(
-                objects,
-                make_push_object_fn_protobuf(
-                    lambda r: self._call(self._client.PushObject, r),
-                    self._node,
-                    run_id,
-                    response.session_id,
-                ),
-                object_ids_to_push=set(response.objects_to_push),
-            )
+        # Flower's field for the seconds that the work took stays empty: they tell how much data a
+        # platform has.
+        request = fleet.PushMessagesRequest(
+            node=self._node,
+            messages_list=[message_to_proto(remove_content_from_message(reply))],
+            message_object_trees=[get_object_tree(reply)],
+        )
+        response = self._call(self._client.PushMessages, request)
+        call = partial(self._call, self._client.PushObject)
+        push = make_push_object_fn_protobuf(call, self._node, run_id, response.session_id)
+        objects, wanted = get_all_nested_objects(reply), set(response.objects_to_push)
+        # The pieces last: the coordinator needs to know first how they belong together.
+        order = [name for name in objects if name in wanted]
+        order.sort(key=lambda name: type(objects[name]) is ArrayChunk)
+        for _ in abreast(lambda name: push(name, objects[name].deflate()), order):
+            pass
 
     def beat(self, stop: threading.Event) -> None:
         """Say that we live until told to stop; a failure shows in the main thread's own calls."""
@@ -339,3 +331,11 @@ class _Session:
         with contextlib.suppress(httpx.HTTPError, ValueError, RuntimeError):
             self._client.DeactivateNode(fleet.DeactivateNodeRequest(node_id=node_id))
             self._client.UnregisterNode(fleet.UnregisterNodeFleetRequest(node_id=node_id))
+
+
+def _heads(tree: ObjectTree, levels: int = LEVELS) -> Iterator[str]:
+    """Name the objects above a frame's pieces."""
+    if levels:
+        yield tree.object_id
+        for branch in tree.children:
+            yield from _heads(branch, levels - 1)

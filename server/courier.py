@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NewType, Protocol
 
-NodeId = NewType("NodeId", int)
+from crossrec_model.wire.pieces import Frame, Payload
 
-#: What is sent: bytes, or pieces of which the concatenation is meant; no piece is copied whole.
-Frame = bytes | tuple[bytes | memoryview, ...]
-#: What arrives: one contiguous run of bytes that nobody else changes.
-Payload = bytes | memoryview
+__all__ = ["Arrivals", "Courier", "Frame", "Loss", "Lost", "NodeId", "Payload", "arrivals"]
+
+NodeId = NewType("NodeId", int)
 
 CHECK_ONLINE_S: Final = 1.0  # how often silent nodes are checked for being online
 

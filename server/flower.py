@@ -8,7 +8,6 @@ and `tests/transport/test_flower_contract.py` fails loudly when one of them chan
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import threading
@@ -18,43 +17,39 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from crossrec_model.config import Plan, check_rounds
-from crossrec_model.errors import ConfigError, FederationError
+from crossrec_model.errors import FederationError
+from crossrec_model.wire.pieces import Frame, Payload
 from server.checkpoint import CheckpointStore, state_folder
-from server.courier import Arrivals, Frame, Loss, Lost, NodeId, Payload, arrivals
+from server.courier import Arrivals, Loss, Lost, NodeId, arrivals
 from server.federation import RunOptions, coordinate, starting_point
 from server.gate import Application, Gate
+from server.records import LEVELS, from_record, to_message, to_record
 from server.rosters import read_roster
-
-FLOWER_VERSION: Final = "1.41.0"
-if (_installed := importlib.metadata.version("flwr")) != FLOWER_VERSION:
-    raise ConfigError(
-        f"flwr {_installed} is installed, crossrec needs exactly {FLOWER_VERSION}; "
-        f"run: pip install flwr=={FLOWER_VERSION}"
-    )
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 with warnings.catch_warnings():
     # Flower's typer imports a name from click that click 8.4 calls deprecated.
     warnings.filterwarnings("ignore", r"'click\.", DeprecationWarning)
-    from flwr.app import Array, ArrayRecord, Context, Message, Metadata, RecordDict
-    from flwr.app.message import make_message
+    from flwr.app import Context, Message, Metadata, RecordDict
+    from flwr.app.message import make_message, remove_content_from_message
+    from flwr.app.message.arraychunk import ArrayChunk
     from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode, SubStatus
+    from flwr.common.serde import message_to_proto
     from flwr.proto import runtime_pb2
-    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
-    from flwr.server.superlink.linkstate import LinkState
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.proto.node_pb2 import NodeInfo
+    from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
     from flwr.serverapp import Grid, ServerApp
     from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
-    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-    from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-    from flwr.supercore.inflatable.inflatable_utils import (
-        inflate_object_from_contents,
-        pull_objects,
+    from flwr.supercore.inflatable.inflatable_object import (
+        InflatableObject,
+        get_all_nested_objects,
+        get_object_tree,
+        no_object_id_recompute,
     )
+    from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
@@ -64,23 +59,8 @@ with warnings.catch_warnings():
 
 #: One type for all our messages: what they are stands inside.
 MESSAGE_TYPE: Final = "train"
-_KEY, _ARRAY, _STYPE = "crossrec", "frame", "crossrec.bytes"
 _TIME_TO_LIVE_S: Final = 7 * 86_400.0
 _LOG = logging.getLogger("crossrec.coordinator")
-
-
-def to_record(frame: Frame) -> RecordDict:
-    """Wrap bytes so that Flower sends them in pieces (an array record's are cut at 5 MiB)."""
-    payload = frame if isinstance(frame, bytes) else b"".join(frame)
-    array = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=payload)
-    return RecordDict({_KEY: ArrayRecord({_ARRAY: array})})
-
-
-def from_record(content: RecordDict) -> bytes | None:
-    """Return the bytes in a record, None if it is not one of ours. Nothing is deserialised."""
-    record = content.get(_KEY)
-    array = record.get(_ARRAY) if isinstance(record, ArrayRecord) else None
-    return array.data if array is not None and array.stype == _STYPE else None
 
 
 class GridCourier:
@@ -124,9 +104,10 @@ class GridCourier:
     def _send(self, payloads: Mapping[NodeId, Frame]) -> dict[NodeId, str]:
         """Push every frame; return the messages' ids, of those nodes only that took theirs."""
         # One record for one frame: a broadcast is cut and hashed once, not once a node.
-        records = {id(frame): to_record(frame) for frame in payloads.values()}
-        messages = [self._message(n, records[id(frame)]) for n, frame in payloads.items()]
-        ids = self._grid.push_messages(messages)
+        with no_object_id_recompute():
+            records = {id(frame): to_record(frame) for frame in payloads.values()}
+            messages = [self._message(n, records[id(frame)]) for n, frame in payloads.items()]
+            ids = self._grid.push_messages(messages)
         return {node: sent for node, sent in zip(payloads, ids, strict=True) if sent}
 
     def _message(self, node: NodeId, record: RecordDict) -> Message:
@@ -171,58 +152,101 @@ def _opened(reply: Message) -> Payload | Lost:
     return Lost(Loss.FAILED) if payload is None else payload
 
 
-def _in_process(state: LinkState, task: Any) -> SimpleNamespace:
-    """Return Flower's runtime interface as direct calls, under the names its HTTP client has."""
-    calls = {
-        "GetNodes": runtime_handlers.get_nodes,
-        "PushMessages": runtime_handlers.push_messages,
-        "PullMessages": runtime_handlers.pull_messages,
-        "PushObject": runtime_handlers.push_object,
-        "PullObject": runtime_handlers.pull_object,
-        "ConfirmMessageReceived": runtime_handlers.confirm_message_received,
-    }
-    bound = {name: partial(call, state=state, task=task) for name, call in calls.items()}
-    return SimpleNamespace(**bound)
-
-
 class _InProcessGrid(HttpGrid):
-    """Flower's grid without HTTP, and with short pauses while an answer's pieces arrive."""
+    """Flower's grid without HTTP, and without its copies of what is sent and what arrives."""
 
-    def __init__(self, runtime: SimpleNamespace, run: Any) -> None:
+    def __init__(self, state: InMemoryLinkState, run: Any, task: Any) -> None:
         super().__init__(token="in-process")  # noqa: S106 - never sent: there is no HTTP
-        self._runtime = runtime
+        self._state, self._task, self._run_id = state, task, run.run_id
+        self._arriving: dict[str, str] = {}
         self.set_run(run)
 
-    @property
-    def _runtime_client(self) -> Any:
-        return self._runtime
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the nodes online."""
+        return self._state.get_node_info(node_ids=list(self._state.get_nodes(self._run_id)))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, one piece after the other; return their ids."""
+        messages = list(messages)
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = message.object_id
+        request = runtime_pb2.PushAppMessagesRequest(
+            messages_list=[message_to_proto(remove_content_from_message(m)) for m in messages],
+            message_object_trees=[get_object_tree(message) for message in messages],
+        )
+        response = runtime_handlers.push_messages(request, self._state, self._task)
+        objects: dict[str, InflatableObject] = {}
+        for message in messages:
+            objects |= get_all_nested_objects(message)
+        # The pieces last: a node needs to know first how they belong together.
+        for name in sorted(response.objects_to_push, key=lambda n: type(objects[n]) is ArrayChunk):
+            content, session = objects[name].deflate(), response.session_id
+            if not self._state.store_object(self._run_id, session, name, content):
+                raise FederationError("Flower did not take a message; see the coordinator's log")
+        return list(response.message_ids)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have begun to arrive, each waited for until it is whole."""
-        run_id = self.run.run_id
         request = runtime_pb2.PullAppMessagesRequest(message_ids=message_ids)
-        response = self._runtime.PullMessages(request)
+        response = runtime_handlers.pull_messages(request, self._state, self._task)
         replies = []
         for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            contents = pull_objects(
-                [branch.object_id for branch in iterate_object_tree(tree)],
-                make_pull_object_fn_protobuf(self._runtime.PullObject, self.node, run_id),
-                max_tries_per_object=None,
-                max_time=None,
-                initial_backoff=0.01,
-                backoff_cap=0.25,
-            )
-            message_id = proto.metadata.message_id
-            self._runtime.ConfirmMessageReceived(
-                ConfirmMessageReceivedRequest(
-                    node=self.node, run_id=run_id, message_object_id=message_id
-                )
-            )
-            reply = inflate_object_from_contents(message_id, contents)
-            if not isinstance(reply, Message):
-                raise FederationError(f"a {type(reply).__name__} came where a reply was due")
-            replies.append(reply)
+            message_id, sent = proto.metadata.message_id, proto.metadata.reply_to_message_id
+            self._arriving[sent] = message_id
+            try:
+                replies.append(self._arrived(tree))
+            finally:
+                self._arriving.pop(sent, None)
+                self._state.object_store.delete(message_id)
         return replies
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        """Forget messages and their replies, and the bytes of both; waiting for them ends."""
+        sent = set(message_ids)
+        known = (self._state.message_ins_id_to_message_res_id, self._arriving)
+        replies = {replies[name] for replies in known for name in sent if name in replies}
+        self._state.delete_messages(sent)
+        for name in sent | replies:
+            self._state.object_store.delete(name)
+
+    def _arrived(self, tree: ObjectTree) -> Message:
+        """Return a reply whose frame lies in one buffer, filled as its pieces come."""
+        heads: dict[str, bytes] = {}
+        paths: list[tuple[str, ...]] = [()]
+        branches = [(tree, paths[0])]
+        while branches:
+            branch, above = branches.pop()
+            paths.append((*above, branch.object_id))
+            heads[branch.object_id] = self._awaited(branch.object_id, self._get)
+            if len(paths[-1]) < LEVELS:
+                branches += ((child, paths[-1]) for child in branch.children)
+        # The message itself has no owner; all else is owned once unless another message shares it.
+        take = partial(self._take, max(paths, key=len)[1:])
+        return to_message(tree.object_id, heads, partial(map, partial(self._awaited, get=take)))
+
+    def _awaited(self, name: str, get: Callable[[str], bytes | None]) -> bytes:
+        """Return an object's content as soon as it is there."""
+        pause, longest = GridCourier.POLL_S
+        while not (content := get(name)):
+            if content is None:
+                raise FederationError("a reply was withdrawn, or its sender stopped half-way")
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+        return content
+
+    def _get(self, name: str) -> bytes | None:
+        return self._state.get_object(self._run_id, name)
+
+    def _take(self, above: tuple[str, ...], name: str) -> bytes | None:
+        """Return a piece and leave none in the link, unless another message shares it."""
+        store = cast(InMemoryObjectStore, self._state.object_store)
+        # Flower registers a message's objects under the first lock: none becomes shared meanwhile.
+        with self._state._lock_object_push_sessions, store.lock_store:
+            content = self._get(name)
+            owned = all(o in store.store and store.store[o].ref_count == 1 for o in (*above, name))
+            if content and owned:
+                store.store[name].content, store.store[name].is_available = b"", False
+        return content
 
 
 class Link:
@@ -235,7 +259,7 @@ class Link:
 
     def __init__(self) -> None:
         application = create_app(_settings(), SuperLinkLifespan)
-        self._state: LinkState = application.state.linkstate_factory.state()
+        self._state: InMemoryLinkState = application.state.linkstate_factory.state()
         #: What the network may reach; an ASGI application.
         self.application: Application = Gate(application)
 
@@ -247,8 +271,8 @@ class Link:
         beats = threading.Thread(target=self._beat, args=(task.task_id, stop), daemon=True)
         beats.start()
         try:
-            grid = _InProcessGrid(_in_process(self._state, task), run)
-            yield GridCourier(grid, lambda ids: self._state.delete_messages(set(ids)))
+            grid = _InProcessGrid(self._state, run, task)
+            yield GridCourier(grid, grid.withdraw)
         finally:
             stop.set()
             beats.join()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clients.connection import Answer, Handler, answer
 from crossrec_model.errors import ConfigError
-from server.flower import from_record, to_record
+from server.records import from_record, to_record
 from simulations.grid import FIRST_NODE, LocalGrid
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ class _Platform:
         self._handle = make()
 
     def answer(self, payload: bytes) -> Answer:
-        """Answer one frame."""
-        reply = answer(self._handle, payload)
-        # What goes to another process must be bytes: a view can't be pickled.
-        whole = reply.payload if isinstance(reply.payload, bytes) else b"".join(reply.payload)
-        return replace(reply, payload=whole)
+        """Answer one frame; what goes to another process is in one piece."""
+        result = answer(self._handle, payload)
+        frame = result.payload
+        whole = b"".join(frame) if isinstance(frame, tuple) else bytes(frame)
+        return replace(result, payload=whole)
 
 
 class RayGrid(LocalGrid):
@@ -60,7 +60,7 @@ class RayGrid(LocalGrid):
         self._actors: dict[int, Any] = {n: actor.remote(make) for n, make in numbered.items()}
 
     def _submit(self, node: int, message: Message) -> Future[Message]:
-        frame = from_record(message.content) or b""
+        frame = bytes(from_record(message.content) or b"")
         remote: Future[Answer] = self._actors[node].answer.remote(frame).future()
         reply: Future[Message] = Future()
         remote.add_done_callback(lambda done: self._deliver(node, message, done, reply))

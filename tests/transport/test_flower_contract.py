@@ -15,10 +15,12 @@ import pytest
 from counting_platform import make_handler
 
 from clients import flower as platform_side
+from clients import records as platform_records
 from crossrec_model.config import Plan
 from crossrec_model.parameters import initial_vector
 from crossrec_model.wire import messages as wire
 from server import flower as coordinator_side
+from server import records as coordinator_records
 from server.checkpoint import CheckpointStore
 from simulations.grid import InProcessGrid
 from simulations.sums import identities_for, sums_under
@@ -31,8 +33,8 @@ def _parameters(function: Any) -> list[str]:
 
 
 def test_the_version_is_pinned_alike_everywhere() -> None:
-    pinned = coordinator_side.FLOWER_VERSION
-    assert platform_side.FLOWER_VERSION == pinned == importlib.metadata.version("flwr")
+    pinned = coordinator_records.FLOWER_VERSION
+    assert platform_records.FLOWER_VERSION == pinned == importlib.metadata.version("flwr")
     assert f'"flwr=={pinned}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
@@ -100,10 +102,54 @@ def test_the_state_has_the_calls_that_the_link_makes() -> None:
 
 
 def test_the_runtime_calls_take_request_state_and_task() -> None:
-    runtime = coordinator_side._in_process(object(), object())  # type: ignore[arg-type]
-    for name, call in vars(runtime).items():
-        assert _parameters(call.func) == ["request", "state", "task"], name
-        assert hasattr(coordinator_side.HttpGrid, "_runtime_client")
+    handlers = coordinator_side.runtime_handlers
+    for call in (handlers.push_messages, handlers.pull_messages):
+        assert _parameters(call) == ["request", "state", "task"]
+
+
+def test_the_store_is_built_as_the_link_takes_pieces_out_of_it() -> None:
+    state = coordinator_side.Link()._state
+    store = state.object_store
+    assert type(state) is coordinator_side.InMemoryLinkState
+    assert type(store) is coordinator_side.InMemoryObjectStore
+    assert isinstance(state.message_ins_id_to_message_res_id, dict)
+    # Re-entrant locks: a piece is taken under both, while Flower's own calls lock again.
+    with state._lock_object_push_sessions, state._lock_object_push_sessions:
+        assert "_lock_object_push_sessions" in inspect.getsource(state.preregister_object_tree)
+    with store.lock_store, store.lock_store:
+        assert _parameters(state.get_object) == ["run_id", "object_id"]
+        assert _parameters(state.store_object)[2:] == ["object_id", "object_content"]
+    record = coordinator_records.to_record((bytes(10),))
+    with coordinator_side.no_object_id_recompute():
+        tree = coordinator_side.get_object_tree(record)
+        objects = coordinator_side.get_all_nested_objects(record)
+    assert store.preregister(1, tree) == list(objects)
+    for name in objects:
+        entry = store.store[name]
+        assert (entry.content, entry.is_available) == (b"", False)
+        assert entry.ref_count == (name != tree.object_id)
+        store.put(name, objects[name].deflate())
+        assert entry.is_available
+    # A piece that was taken is asked for again when another message has the same one.
+    piece = next(iter(objects))
+    store.store[piece].content, store.store[piece].is_available = b"", False
+    assert store.preregister(1, tree) == [piece]
+    store.delete(tree.object_id)
+    assert len(store) == 0
+
+
+def test_flower_keeps_the_pieces_that_we_cut() -> None:
+    head, numbers = b"head", np.arange(3 << 20, dtype=np.uint32)
+    record = coordinator_records.to_record((head, b"", memoryview(numbers)))
+    with coordinator_side.no_object_id_recompute():
+        objects = coordinator_side.get_all_nested_objects(record)
+    contents = {name: thing.deflate() for name, thing in objects.items()}
+    assert sum(map(len, contents.values())) < numbers.nbytes + 4096
+    # Flower itself reads it as the concatenation, as in a company's own federation.
+    inflated = coordinator_records.inflate_object_from_contents(record.object_id, contents)
+    expected = head + numbers.tobytes()
+    assert coordinator_records.from_record(inflated) == expected
+    assert coordinator_records.from_record(record) == expected
 
 
 def test_the_settings_start_no_other_interface() -> None:
@@ -120,16 +166,16 @@ def test_the_settings_start_no_other_interface() -> None:
 
 def test_records_keep_bytes_and_refuse_everything_else() -> None:
     payload = bytes(range(256)) * 100
-    record = coordinator_side.to_record(payload)
-    assert coordinator_side.from_record(record) == payload
+    record = coordinator_records.to_record(payload)
+    assert coordinator_records.from_record(record) == payload
     record_dict = coordinator_side.RecordDict
-    assert coordinator_side.from_record(record_dict({})) is None
-    pickled = coordinator_side.ArrayRecord([np.zeros(3)])
-    assert coordinator_side.from_record(record_dict({"crossrec": pickled})) is None
+    assert coordinator_records.from_record(record_dict({})) is None
+    pickled = coordinator_records.ArrayRecord([np.zeros(3)])
+    assert coordinator_records.from_record(record_dict({"crossrec": pickled})) is None
 
 
 def test_a_record_of_sixteen_mebibytes_is_cut_into_four_pieces() -> None:
-    record = coordinator_side.to_record(bytes(16 << 20))
+    record = coordinator_records.to_record(bytes(16 << 20))
     array = next(iter(record.array_records["crossrec"].values()))
     pieces = array.children
     assert pieces is not None
@@ -187,10 +233,10 @@ def test_the_client_app_builds_its_platform_from_the_node_configuration(
     )
     courier = coordinator_side.GridCourier(InProcessGrid({}))
     for _ in range(2):
-        hello = coordinator_side.to_record(wire.encode(wire.Hello(session=bytes(16))))
+        hello = coordinator_records.to_record(wire.encode(wire.Hello(session=bytes(16))))
         message = courier._message(coordinator_side.NodeId(7), hello)
         reply = platform_side.app(message=message, context=context)
-        payload = coordinator_side.from_record(reply.content)
+        payload = coordinator_records.from_record(reply.content)
         assert payload is not None
         assert wire.decode_as(wire.HelloReply, payload).platform == "Q"
     assert asked == [{"id": "Q", "data": "/d"}]

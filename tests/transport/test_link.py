@@ -30,7 +30,6 @@ from clients.flower import (
 from crossrec_model.config import FederationConfig, Plan
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Pieces
-from server import flower as coordinator_side
 from server.courier import Loss, Lost, NodeId
 from server.federation import Federation, RunOptions, fresh_start
 from server.flower import GridCourier, Link
@@ -124,7 +123,7 @@ def test_no_bundle_is_asked_for_and_none_is_run(line: Line) -> None:
     (node,) = line.wait_for(1)
     hello = wire.encode(wire.Hello(session=bytes(16)))
     answer = dict(line.courier.exchange({node: hello}, timeout_s=10))[node]
-    assert isinstance(answer, bytes)
+    assert not isinstance(answer, Lost)
     assert wire.decode_as(wire.HelloReply, answer).platform == "A"
     # Code in place of a frame is not a frame.
     answer = dict(line.courier.exchange({node: content}, timeout_s=10))[node]
@@ -284,10 +283,6 @@ def test_the_coordinator_forgets_messages_that_nobody_waits_for(line: Line) -> N
     assert dict(line.courier.exchange({node: ack}, timeout_s=10)) == {node: ack}
     assert seen == [ack]
     line.finish()
-
-
-def test_both_sides_pin_the_same_flower_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert platform_side.FLOWER_VERSION == coordinator_side.FLOWER_VERSION
 
 
 def test_the_gate_refuses_what_has_no_length_or_is_no_http() -> None:

@@ -1,0 +1,113 @@
+"""Frames as Flower's records, which it sends in pieces; the platform's side.
+
+The versions of Flower that we know are checked here, before it is first imported: its format of
+arrays is private to it, and so are the parts of it that `clients/flower.py` uses.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Final, cast
+
+from crossrec_model.errors import ConfigError, WireError
+from crossrec_model.wire.pieces import Frame, Payload, assemble, slices
+
+FLOWER_VERSION: Final = "1.41.0"
+if (_installed := importlib.metadata.version("flwr")) != FLOWER_VERSION:
+    raise ConfigError(
+        f"flwr {_installed} is installed, crossrec needs exactly {FLOWER_VERSION}; "
+        f"run: pip install flwr=={FLOWER_VERSION}"
+    )
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+with warnings.catch_warnings():
+    # Flower's typer imports a name from click that click 8.4 calls deprecated.
+    warnings.filterwarnings("ignore", r"'click\.", DeprecationWarning)
+    from flwr.app import Array, ArrayRecord, Message, RecordDict
+    from flwr.app.message.arraychunk import ArrayChunk
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_object_body,
+        get_object_children_ids_from_object_content,
+        get_object_type_from_object_content,
+    )
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+#: Objects above one another over a frame's pieces: message, records, record, array.
+LEVELS: Final = 4
+_KEY, _ARRAY, _STYPE = "crossrec", "frame", "crossrec.bytes"
+Fetch = Callable[[Iterable[str]], Iterable[bytes]]
+
+
+def to_record(frame: Frame) -> RecordDict:
+    """Wrap a frame so that Flower sends it in pieces of at most 5 MiB, which share its memory."""
+    if isinstance(frame, bytes):
+        array = Array(dtype="uint8", shape=(len(frame),), stype=_STYPE, data=frame)
+    else:
+        pieces = slices(frame if isinstance(frame, tuple) else (frame,))
+        size = sum(map(len, pieces))
+        array = Array(dtype="uint8", shape=(size,), stype=_STYPE, data=b"")
+        # Flower cuts an array once, and keeps the pieces under this name.
+        chunks = map(ArrayChunk, pieces)
+        array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
+    record = ArrayRecord()
+    record[_ARRAY] = array
+    return RecordDict({_KEY: record})
+
+
+def from_record(content: RecordDict) -> Payload | None:
+    """Return the bytes in a record, None if it is not one of ours. Nothing is deserialised."""
+    if (array := _array(content)) is None:
+        return None
+    # A frame in pieces that never went through a link is still the sender's own memory.
+    pieces = (cast(ArrayChunk, piece).data for _, piece in array.slice_array())
+    return array.data or b"".join(pieces)
+
+
+def _array(content: RecordDict) -> Array | None:
+    record = content.get(_KEY)
+    array = record.get(_ARRAY) if isinstance(record, ArrayRecord) else None
+    return array if array is not None and array.stype == _STYPE else None
+
+
+def to_message(name: str, heads: dict[str, bytes], fetch: Fetch) -> Message:
+    """Return the message of this object id, its frame in one buffer.
+
+    `heads` holds the contents of its objects but for the frame's pieces; `fetch` brings the
+    contents of pieces named, in that order, and is asked for each once.
+
+    Raises:
+        WireError: if the objects are not a message with at most one frame.
+    """
+    arrays = [n for n in heads if get_object_type_from_object_content(heads[n]) == "Array"]
+    if len(arrays) > 1:
+        raise WireError(f"message has {len(arrays)} arrays; at most 1 is allowed")
+    payloads = [_payload(heads[array], fetch) for array in arrays]
+    # Flower copies an array's bytes twice, so it gets one without any.
+    empty = Array(dtype="uint8", shape=(0,), stype=_STYPE, data=b"")
+    message = inflate_object_from_contents(name, heads, objects=dict.fromkeys(arrays, empty))
+    if not isinstance(message, Message):
+        raise WireError(f"{type(message).__name__} came where a message was due")
+    array = _array(message.content) if message.has_content() else None
+    if array is not None and payloads:
+        array.__dict__.update(data=payloads[0], shape=(len(payloads[0]),))
+    return message
+
+
+def _payload(content: bytes, fetch: Fetch) -> memoryview:
+    """Return the bytes of the array that an object of Flower's describes."""
+    names = get_object_children_ids_from_object_content(content)
+    try:
+        facts = json.loads(get_object_body(content, Array))
+        (size,), places, stype = facts["shape"], facts["arraychunk_ids"], facts["stype"]
+        order = [names[place] for place in places]
+    except (ValueError, TypeError, KeyError, IndexError):
+        raise WireError("array is described in a way that is not known") from None
+    if type(size) is not int or stype != _STYPE:
+        raise WireError(f"array of kind {stype!r} came; {_STYPE!r} is needed")
+    pieces = (get_object_body(piece, ArrayChunk) for piece in fetch(dict.fromkeys(order)))
+    return assemble(size, order, pieces)
