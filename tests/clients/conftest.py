@@ -1,4 +1,4 @@
-"""Two tiny platforms of random rows that share their items, prepared once for all tests."""
+"""Three tiny platforms of random rows that share their items, prepared once for all tests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plan() -> Plan:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("rows")
-    return {name: write_platform(home / name, seed) for seed, name in enumerate("AB")}
+    return {name: write_platform(home / name, seed) for seed, name in enumerate("ABC")}
 
 
 @pytest.fixture(scope="session")

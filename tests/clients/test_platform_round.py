@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -9,24 +10,34 @@ import pytest
 
 from clients.dataset import Dataset
 from clients.round import Finished, Member, PlatformRound, Received, Stranger
+from clients.sealing import SealerFor
 from clients.training import losses, optimizer_for, steps
-from crossrec_model.config import FederationConfig, Plan
+from crossrec_model.config import AggregationConfig, FederationConfig, Plan
 from crossrec_model.errors import ConfigError
 from crossrec_model.parameters import Layout, initial_vector
 from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.secagg import messages as frames
 from crossrec_model.statistics import active_users, measure, shared_log_popularity
 from crossrec_model.wire import messages as wire
-from crossrec_model.wire.contribution import mean_of
+from crossrec_model.wire.codec import Reader, Vector
+from crossrec_model.wire.contribution import Mean
+from server.aggregation import CohortTooSmallError, Question
+from server.flower import GridCourier
+from simulations.grid import FIRST_NODE, InProcessGrid
+from simulations.plain import PlainSealer, mean_of
+from simulations.sums import secure_sums
 
 RUN, OTHER_RUN = bytes(16), bytes(15) + b"\x01"
 
 
-def _platform(dataset: Dataset, name: str = "A", **options) -> PlatformRound:
-    return PlatformRound(name, lambda model: dataset, **options)
+def _platform(
+    dataset: Dataset, name: str = "A", sealer_for: SealerFor = PlainSealer, **options
+) -> PlatformRound:
+    return PlatformRound(name, lambda model: dataset, sealer_for, **options)
 
 
 def _ask(platform: PlatformRound, message: wire.Message) -> wire.Message:
-    return wire.decode(platform(wire.encode(message)))
+    return wire.decode(b"".join(platform(wire.encode(message))))
 
 
 def _welcomed(dataset: Dataset, plan: Plan, name: str = "A", **options) -> PlatformRound:
@@ -43,19 +54,30 @@ def _welcomed(dataset: Dataset, plan: Plan, name: str = "A", **options) -> Platf
 def _train(
     platform: PlatformRound, plan: Plan, number: int, vector: np.ndarray, run: bytes = RUN
 ) -> wire.Message:
-    rounds = plan.federation.rounds
-    return _ask(
-        platform, wire.TrainRequest(run=run, round=number, rounds=rounds, parameters=vector)
-    )
+    return _ask(platform, _request(number, vector, rounds=plan.federation.rounds, run=run))
 
 
-def _mean(platforms: dict[str, PlatformRound], plan: Plan, number: int, vector: np.ndarray):
-    total = 0.0
+def _request(
+    number: int, vector: np.ndarray, *, rounds: int = 4, run: bytes = RUN
+) -> wire.TrainRequest:
+    return wire.TrainRequest(run=run, round=number, rounds=rounds, ticket=b"", parameters=vector)
+
+
+def _sent(reply: wire.Message) -> np.ndarray:
+    """The vector of a plain contribution: weight · update, weight, weight · metrics."""
+    assert isinstance(reply, wire.SumReply), reply
+    reader = Reader(b"".join(reply.body))
+    vector = Vector("contribution").read(reader)
+    reader.end()
+    return vector
+
+
+def _mean(platforms: dict[str, PlatformRound], plan: Plan, number: int, vector: np.ndarray) -> Mean:
+    total = np.zeros(len(vector) + 2)
     for _, platform in sorted(platforms.items()):
         reply = _train(platform, plan, number, vector)
-        assert isinstance(reply, wire.UpdateReply)
+        total += _sent(reply)
         assert (reply.run, reply.round) == (RUN, number)
-        total = total + reply.contribution.astype(np.float64)
     return mean_of(total, len(vector))
 
 
@@ -79,7 +101,9 @@ def test_a_statistics_round_ends_at_the_mean_of_the_platforms_statistics(
     expected, weights = 0.0, _weights(datasets)
     for name, data in datasets.items():
         own = measure(data.index, data.items, getattr(data.split, moment), plan.model.sketch_width)
-        expected = expected + weights[name] * np.concatenate([own.sketch, own.mean, own.square])
+        # Moments travel divided by 1024.
+        moments = np.concatenate([own.mean, own.square]) / 1024
+        expected = expected + weights[name] * np.concatenate([own.sketch, moments])
     trained = Layout(plan.model).trained
     assert mean.weight == sum(weights.values())
     np.testing.assert_array_equal(mean.update[:trained], 0.0)
@@ -125,7 +149,7 @@ def test_the_same_round_gives_the_same_bytes_and_another_platform_other_ones(
     vector = initial_vector(plan)
     one, two = (_welcomed(datasets["A"], plan, "A") for _ in range(2))
     other = _welcomed(datasets["A"], plan, "Z")
-    replies = [_train(p, plan, 2, vector).contribution for p in (one, two, other)]
+    replies = [_sent(_train(p, plan, 2, vector)) for p in (one, two, other)]
     np.testing.assert_array_equal(replies[0], replies[1])
     assert np.abs(replies[0] - replies[2]).max() > 0
 
@@ -144,14 +168,14 @@ def test_evaluation_scores_the_shared_model_with_statistics_that_know_no_validat
     )
     early, late = vector.copy(), vector.copy()
     trained = Layout(plan.model).trained
-    early[trained:] = np.concatenate([own.sketch, own.mean, own.square])
-    late[trained:] = np.concatenate([own.sketch[::-1], own.mean, own.square])
+    early[trained:] = Layout(plan.model).tail(own)
+    late[trained:] = Layout(plan.model).tail(replace(own, sketch=own.sketch[::-1]))
 
     def ndcg(number: int, parameters: np.ndarray) -> float:
-        request = wire.EvaluateRequest(run=RUN, round=number, parameters=parameters)
-        reply = _ask(platform, request)
-        assert isinstance(reply, wire.MetricsReply)
-        return float(reply.metrics[1] / reply.metrics[0])
+        request = wire.EvaluateRequest(run=RUN, round=number, ticket=b"", parameters=parameters)
+        weight, weighted = _sent(_ask(platform, request))
+        assert weight == _weights(datasets)["A"]
+        return float(weighted / weight)
 
     _train(platform, plan, 2, early)
     good, bad = ndcg(2, early), ndcg(2, late)
@@ -166,7 +190,7 @@ def test_states_follow_each_other(datasets, plan) -> None:
     vector = initial_vector(plan)
     assert isinstance(platform.state, Stranger)
     hello = _ask(platform, wire.Hello(session=bytes(16)))
-    assert hello == wire.HelloReply(platform="A", protocol_version=1, software_version="0.1.0")
+    assert hello == wire.HelloReply(platform="A", protocol_version=2, software_version="0.1.0")
     assert _failure(_train(platform, plan, 1, vector)) == wire.FailureCode.UNEXPECTED
     _ask(platform, wire.Welcome(plan=plan.to_json()))
     assert isinstance(platform.state, Member)
@@ -186,9 +210,10 @@ def test_states_follow_each_other(datasets, plan) -> None:
     np.testing.assert_allclose(kept[-1].validation.sketch, np.full(width, 2.0))
     assert kept[0].validation is None
     for late in (
-        wire.TrainRequest(run=RUN, round=4, rounds=4, parameters=vector),
-        wire.EvaluateRequest(run=RUN, round=4, parameters=vector),
+        _request(4, vector),
+        wire.EvaluateRequest(run=RUN, round=4, ticket=b"", parameters=vector),
         wire.Finish(run=RUN, round=4, parameters=vector),
+        wire.Secure(frame=b"invited"),
     ):
         assert _failure(_ask(platform, late)) == wire.FailureCode.UNEXPECTED
 
@@ -226,7 +251,7 @@ def test_a_coordinator_that_restarts_may_welcome_again(datasets, plan) -> None:
         return datasets["A"]
 
     kept: list[Received] = []
-    platform = PlatformRound("A", dataset_for, keep=kept.append)
+    platform = PlatformRound("A", dataset_for, PlainSealer, keep=kept.append)
     welcome = wire.Welcome(plan=plan.to_json())
     vector = initial_vector(plan)
     _ask(platform, welcome)
@@ -237,7 +262,7 @@ def test_a_coordinator_that_restarts_may_welcome_again(datasets, plan) -> None:
     assert float(kept[-1].validation.sketch[0]) == 1.0
     # A new run may begin after the end of one.
     _ask(platform, welcome)
-    assert isinstance(_train(platform, plan, 1, vector, OTHER_RUN), wire.UpdateReply)
+    assert isinstance(_train(platform, plan, 1, vector, OTHER_RUN), wire.SumReply)
 
 
 def _failure(message: wire.Message) -> wire.FailureCode:
@@ -248,40 +273,136 @@ def _failure(message: wire.Message) -> wire.FailureCode:
 def test_requests_that_do_not_fit_are_answered_with_a_code(datasets, plan) -> None:
     platform = _welcomed(datasets["A"], plan)
     vector = initial_vector(plan)
-    short = wire.TrainRequest(run=RUN, round=1, rounds=4, parameters=vector[:-1])
+    short = _request(1, vector[:-1])
     assert _failure(_ask(platform, short)) == wire.FailureCode.UNEXPECTED
-    longer = wire.TrainRequest(run=RUN, round=1, rounds=5, parameters=vector)
+    longer = _request(1, vector, rounds=5)
     assert _failure(_ask(platform, longer)) == wire.FailureCode.UNEXPECTED
-    assert isinstance(_train(platform, plan, 1, vector), wire.UpdateReply)
+    assert isinstance(_train(platform, plan, 1, vector), wire.SumReply)
     code = _failure(_train(platform, plan, 2, vector, OTHER_RUN))
     assert code == wire.FailureCode.UNEXPECTED
     # A reply is no request.
     assert _failure(_ask(platform, wire.Ack())) == wire.FailureCode.UNEXPECTED
     frame = wire.encode(wire.Hello(session=bytes(16)))
     other = frame[:4] + (99).to_bytes(2, "little") + frame[6:]
-    assert _failure(wire.decode(platform(other))) == wire.FailureCode.OTHER_VERSION
+    assert _failure(wire.decode(b"".join(platform(other)))) == wire.FailureCode.OTHER_VERSION
     for bad in (b"", frame[:-1], frame + b"\0", b"XXXX" + frame[4:]):
-        assert _failure(wire.decode(platform(bad))) == wire.FailureCode.MALFORMED
+        assert _failure(wire.decode(b"".join(platform(bad)))) == wire.FailureCode.MALFORMED
 
 
 def test_numbers_that_are_not_finite_never_pass(datasets, plan) -> None:
-    platform = _welcomed(datasets["A"], plan)
+    said: list[str] = []
+    platform = _welcomed(datasets["A"], plan, warn=said.append)
     vector = initial_vector(plan)
-    frame = bytearray(wire.encode(wire.TrainRequest(run=RUN, round=2, rounds=4, parameters=vector)))
+    frame = bytearray(wire.encode(_request(2, vector)))
     frame[-4:] = np.float32(np.nan).tobytes()
-    assert _failure(wire.decode(platform(bytes(frame)))) == wire.FailureCode.MALFORMED
+    reply = wire.decode(b"".join(platform(bytes(frame))))
+    assert _failure(reply) == wire.FailureCode.MALFORMED
     huge = vector.copy()
     huge[: Layout(plan.model).trained] = 3e38
     with np.errstate(all="ignore"):
         code = _failure(_train(platform, plan, 2, huge))
     assert code == wire.FailureCode.NOT_FINITE
-    assert isinstance(_train(platform, plan, 2, vector), wire.UpdateReply)
+    # Its operator is told by name; the other side gets no more than the code.
+    (line,) = said
+    assert line.startswith("this platform leaves the sum (NotFiniteError): the update holds NaN")
+    assert isinstance(_train(platform, plan, 2, vector), wire.SumReply)
+    assert len(said) == 1
+
+
+def test_an_update_beyond_the_bounds_is_scaled_and_a_weight_is_capped(datasets, plan) -> None:
+    vector, said = initial_vector(plan), []
+    free = _sent(_train(_welcomed(datasets["A"], plan), plan, 2, vector))
+    users = _weights(datasets)["A"]
+    assert free[-2] == users
+    update = free[:-2] / users
+    norm = float(np.linalg.norm(update))
+    tight = replace(plan, aggregation=AggregationConfig(clip_norm=norm / 2, max_weight=10.0))
+    bound = _sent(_train(_welcomed(datasets["A"], tight, warn=said.append), tight, 2, vector))
+    assert bound[-2] == 10
+    # All of it is shorter by the same factor, its direction stays.
+    np.testing.assert_allclose(bound[:-2] / 10, update / 2, rtol=1e-4, atol=1e-7)
+    assert bound[-1] / 10 == pytest.approx(free[-1] / users, rel=1e-6)
+    assert said == ["round 2: the update was scaled by 0.5 to the bounds"]
+    largest = float(np.abs(update).max())
+    narrow = replace(plan, aggregation=AggregationConfig(bound=largest / 4))
+    small = _sent(_train(_welcomed(datasets["A"], narrow), narrow, 2, vector))
+    np.testing.assert_allclose(small[:-2] / users, update / 4, rtol=1e-4, atol=1e-7)
+    assert np.abs(small[:-2] / users).max() <= largest / 4 * (1 + 1e-6)
+
+
+def test_nothing_is_sent_before_keys_are_agreed(datasets, plan) -> None:
+    said: list[str] = []
+    sealers = secure_sums("ABC").sealers
+    platform = _platform(datasets["A"], "A", sealers["A"], warn=said.append)
+    vector = initial_vector(plan)
+    assert _failure(_ask(platform, wire.Secure(frame=b"x"))) == wire.FailureCode.UNEXPECTED
+    _ask(platform, wire.Welcome(plan=plan.to_json()))
+    assert _failure(_ask(platform, wire.Secure(frame=b"x"))) == wire.FailureCode.MALFORMED
+    assert said == []
+    ticket = frames.encode(
+        frames.Ticket(
+            epoch=bytes(16),
+            slot=0,
+            kind=frames.Kind.TRAIN,
+            round=2,
+            bits=32,
+            levels=plan.aggregation.levels,
+            length=len(vector) + 2,
+        )
+    )
+    for asked, error in ((b"", "ParametersError"), (ticket, "OutOfTurnError")):
+        request = replace(_request(2, vector), ticket=asked)
+        assert _failure(_ask(platform, request)) == wire.FailureCode.LEFT_THE_SUM
+        assert said.pop().startswith(f"this platform leaves the sum ({error}): ")
+        assert said == []
+    # It stays, and a plain vector never leaves it.
+    assert isinstance(platform.state, Member)
+
+
+def test_what_the_grid_can_not_hold_stays_here_and_is_named_by_a_code(datasets, plan) -> None:
+    sums, said = secure_sums("ABC"), []
+    platforms = {
+        name: _welcomed(data, plan, name, sealer_for=sums.sealers[name], warn=said.append)
+        for name, data in datasets.items()
+    }
+    # Weights of this size are finite, but the loss under them is beyond what a sum takes.
+    vector = initial_vector(plan)
+    vector[: Layout(plan.model).trained] *= 1e4
+    seats = {name: FIRST_NODE + at for at, name in enumerate("ABC")}
+
+    def question(parameters: np.ndarray, number: int) -> Question:
+        def request(ticket: bytes) -> bytes:
+            return wire.encode(replace(_request(number, parameters), ticket=ticket))
+
+        return Question(
+            kind=frames.Kind.TRAIN,
+            run=RUN,
+            round=number,
+            dimension=len(parameters),
+            metrics=("loss",),
+            request=request,
+        )
+
+    with closing(InProcessGrid(platforms)) as grid:
+        courier = GridCourier(grid)
+        aggregation = sums.aggregation(courier, plan, lambda text: None)
+        with pytest.raises(CohortTooSmallError) as caught:
+            aggregation.gather(question(vector, 2), seats)
+        assert caught.value.lost == ("A", "B", "C")
+        assert str(caught.value).count("failed with code OUT_OF_BOUNDS") == 3
+        assert [line.split(":")[0] for line in said if "leaves the sum" in line] == [
+            "this platform leaves the sum (ValueOutOfBoundsError)"
+        ] * 3
+        # The same platforms answer the next question.
+        gathered = aggregation.gather(question(initial_vector(plan), 2), seats)
+    assert (gathered.contributors, gathered.lost) == (("A", "B", "C"), {})
+    assert 0 < gathered.mean.metrics[0] < 64
 
 
 def test_a_name_that_no_message_can_carry_is_refused(datasets) -> None:
     for name in ("", "shop one", "a" * 65, ".A"):
         with pytest.raises(ConfigError, match=r"platform id .* must match .*; rename it"):
-            PlatformRound(name, lambda model: datasets["A"])
+            PlatformRound(name, lambda model: datasets["A"], PlainSealer)
 
 
 def test_a_plan_that_cannot_be_followed_is_told_to_the_operator(datasets, plan) -> None:
