@@ -36,6 +36,9 @@ test: check  ## the whole gate
 bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
 	$(BIN)/python benchmarks/cleaning.py
 	$(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/secagg.py
+	$(BIN)/python benchmarks/secagg_round.py
+	$(BIN)/python benchmarks/secagg_transcript.py
 	$(BIN)/python benchmarks/setup.py
 
 clean:

@@ -65,6 +65,8 @@ class SecureSum:
         Grid.of(self._limits, ()).bits(len(roster.members))
         self._epoch: _Epoch | None = None
         self._slot = 0
+        #: Sums that platforms may have begun to open, and over whom: they open no other list.
+        self._begun: dict[tuple[frames.Kind, int], tuple[str, ...]] = {}
 
     @property
     def least(self) -> int:
@@ -91,12 +93,13 @@ class SecureSum:
         """
         lost: dict[str, str] = {}
         try:
-            epoch = self._agreed(question, seats, lost)
+            epoch = self._agreed(question, self._allowed(question, seats), lost)
             unmasking = self._collect(question, epoch, lost)
             total = self._open(unmasking, epoch, lost)
         except SecureSumError as error:
             self._epoch = None
             raise CohortTooSmallError(str(error), lost) from None
+        self._begun.clear()
         if lost:
             self._epoch = None
         mean = Grid.of(self._limits, question.metrics).decode(
@@ -106,6 +109,19 @@ class SecureSum:
             members=len(unmasking.survivors),
         )
         return Gathered(mean=mean, contributors=unmasking.survivors, lost=lost)
+
+    def _allowed(self, question: Question, seats: Mapping[str, NodeId]) -> Mapping[str, NodeId]:
+        """Return who may be in this sum: the same as before where it was begun to be opened."""
+        same = self._begun.get((question.kind, question.round))
+        if same is None:
+            return seats
+        if missing := [platform for platform in same if platform not in seats]:
+            raise CohortTooSmallError(
+                f"round {question.round} was begun to be opened over {', '.join(same)} and can be "
+                f"opened over nobody else; start {', '.join(missing)} again",
+                {},
+            )
+        return {platform: seats[platform] for platform in same}
 
     def _agreed(
         self, question: Question, seats: Mapping[str, NodeId], lost: dict[str, str]
@@ -180,6 +196,7 @@ class SecureSum:
     def _open(self, unmasking: Unmasking, epoch: _Epoch, lost: dict[str, str]) -> Numbers:
         """Step 3: shares of every survivor, then the sum."""
         seats = {platform: epoch.seats[platform] for platform in unmasking.survivors}
+        self._begun[unmasking.ticket.kind, unmasking.ticket.round] = unmasking.survivors
         asked = dict.fromkeys(seats, unmasking.message)
         for platform, reveal in self._ask(seats, asked, frames.Reveal).items():
             if isinstance(reveal, str):

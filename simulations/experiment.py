@@ -177,7 +177,7 @@ class Experiment:
     ) -> None:
         self._settings, self._plan = settings, plan
         self._engine = _engine(settings)
-        self._platforms, self._console = platforms, console
+        self.platforms, self._console = platforms, console
         device = device_named(settings.device)
         with self._stage("reading the prepared data"):
             self.datasets: dict[str, Dataset] = {
@@ -198,7 +198,7 @@ class Experiment:
         """Train and measure local, federated and pooled once."""
         plan = replace(self._plan, seed=seed)
         with self._stage(f"seed {seed}: federated ({self._settings.engine})"):
-            trained = self._engine(plan, self._platforms, self.datasets)
+            trained = self._engine(plan, self.platforms, self.datasets)
         with self._stage(f"seed {seed}: local and pooled"):
             private, pooled = self._train_others(plan, trained)
         rivals = [self._federated(plan, trained), pooled]
