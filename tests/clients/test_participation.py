@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from clients.dataset import load_dataset
-from clients.participation import Participation, Settings
+from clients.keys import read_roster
+from clients.participation import Participation, Settings, sealer_on_disk
 from clients.personal import fit_mixtures, validation_components
 from clients.private import train_private
 from clients.progress import PlainProgress
@@ -23,42 +24,64 @@ from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError, DataError, FederationError
 from crossrec_model.parameters import Layout, initial_vector
 from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.secagg.errors import RosterError
+from crossrec_model.secagg.messages import Kind
 from crossrec_model.wire import messages as wire
 from server.federation import Federation, RunOptions, fresh_start
 from server.flower import GridCourier
 from server.progress import PlainProgress as CoordinatorLines
+from server.securesum import SecureSum
 from simulations.grid import InProcessGrid
+from simulations.plain import PlainSealer
+from simulations.processes import make_roster
 
 CPU = torch.device("cpu")
 
 
-def _participation(home: Path, name: str, prepared) -> Participation:
+def _participation(home: Path, name: str, prepared, roster: Path | None = None) -> Participation:
+    """A platform; with a roster its sums are secure, from what is on its disk."""
     folder = PlatformFolder(home / name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    settings = Settings(platform=name, data="unused", folder=folder)
-    return Participation(settings, prepared[name], PlainProgress(sys.stdout))
+    settings = Settings(platform=name, data="unused", folder=folder, roster=roster)
+    progress = PlainProgress(sys.stdout)
+    sealer_for = sealer_on_disk(settings, progress.note) if roster else PlainSealer
+    return Participation(settings, prepared[name], progress, sealer_for)
 
 
 @pytest.fixture(scope="module")
 def home(prepared, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state folder in which A and B have finished one run together."""
+    """A state folder in which A, B and C have finished one run together."""
     home = tmp_path_factory.mktemp("state")
-    platforms = {name: _participation(home, name, prepared) for name in "AB"}
+    roster = make_roster(home, prepared)
+    platforms = {name: _participation(home, name, prepared, roster) for name in prepared}
     for name, data in prepared.items():
         (home / name / "data").symlink_to(data.folder)
     grid = InProcessGrid({name: p.handler() for name, p in platforms.items()}, at_once=1)
     start = fresh_start(plan, initial_vector(plan))
-    options = RunOptions(platforms=2, evaluate_every=2)
-    lines = CoordinatorLines(sys.stdout)
-    end = Federation(GridCourier(grid), start, options, save=lambda c: None, progress=lines).run()
+    options = RunOptions(platforms=3, evaluate_every=2)
+    lines, courier = CoordinatorLines(sys.stdout), GridCourier(grid)
+    aggregation = SecureSum(courier, plan, read_roster(roster).roster, lines.note)
+    end = Federation(
+        courier,
+        start,
+        options,
+        aggregation=aggregation,
+        save=lambda c: None,
+        progress=lines,
+    ).run()
     grid.close()
     assert end.round == plan.federation.rounds
+    assert [record.platforms for record in end.history] == [("A", "B", "C")] * 4
     assert 0 < end.history[-1].evaluation["ndcg@10"] <= 1
     for name, platform in platforms.items():
         # The run is over: only the private part is left, so nothing is asked of a coordinator.
         platform.run(lambda handle: pytest.fail("the run was already finished"))
         received = PlatformFolder(home / name).load_received().received
         np.testing.assert_array_equal(received.vector, end.parameters)
+        # What was opened is on its disk: the latest round of each kind, over whom.
+        opened = json.loads((home / name / "opened.json").read_text(encoding="utf-8"))["opened"]
+        latest = {(Kind(one["kind"]), one["round"]): one["survivors"] for one in opened}
+        assert latest == {(kind, 4): ["A", "B", "C"] for kind in Kind}
     return home
 
 
@@ -157,8 +180,10 @@ def test_an_unfinished_run_keeps_the_last_finished_one_in_service(
     def stopped(handle) -> None:
         handle(wire.encode(wire.Welcome(plan=plan.to_json())))
         vector = initial_vector(plan)
-        request = wire.TrainRequest(run=b"\x07" * 16, round=2, rounds=4, parameters=vector)
-        wire.decode_as(wire.UpdateReply, handle(wire.encode(request)))
+        request = wire.TrainRequest(
+            run=b"\x07" * 16, round=2, rounds=4, ticket=b"", parameters=vector
+        )
+        wire.decode_as(wire.SumReply, b"".join(handle(wire.encode(request))))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -177,8 +202,8 @@ def test_a_platform_stopped_before_its_first_end_says_so(prepared, plan, tmp_pat
     def lost(handle) -> None:
         handle(wire.encode(wire.Welcome(plan=plan.to_json())))
         vector = initial_vector(plan)
-        request = wire.TrainRequest(run=bytes(16), round=3, rounds=4, parameters=vector)
-        wire.decode_as(wire.UpdateReply, handle(wire.encode(request)))
+        request = wire.TrainRequest(run=bytes(16), round=3, rounds=4, ticket=b"", parameters=vector)
+        wire.decode_as(wire.SumReply, b"".join(handle(wire.encode(request))))
 
     with pytest.raises(FederationError, match="ended before the final model came"):
         platform.run(lost)
@@ -188,3 +213,36 @@ def test_a_platform_stopped_before_its_first_end_says_so(prepared, plan, tmp_pat
     (tmp_path / "A").rename(tmp_path / "B")
     with pytest.raises(ConfigError, match="belongs to platform A, not B"):
         _participation(tmp_path, "B", prepared)
+
+
+def test_a_platform_takes_part_only_with_its_identity_and_a_roster_that_holds_it(tmp_path) -> None:
+    def sealer(platform: str, roster: Path | None) -> object:
+        folder = PlatformFolder(tmp_path / platform)
+        settings = Settings(platform=platform, data="unused", folder=folder, roster=roster)
+        return sealer_on_disk(settings, said.append)
+
+    said: list[str] = []
+    roster = make_roster(tmp_path, "ABC")
+    with pytest.raises(StateError, match=r"identity .*Z.* does not exist; make it with: .* keys"):
+        sealer("Z", roster)
+    with pytest.raises(ConfigError, match=r"knows no roster yet; get roster.json .* as --roster"):
+        sealer("A", None)
+    with pytest.raises(RosterError, match="does not exist; get it from the coordinator's operator"):
+        sealer("A", tmp_path / "none.json")
+    other = make_roster(tmp_path / "other", "ABC")
+    with pytest.raises(RosterError, match="another key for platform A; send this platform's card"):
+        sealer("A", other)
+    # A roster that was refused is not pinned.
+    with pytest.raises(ConfigError, match="knows no roster yet"):
+        sealer("A", None)
+    assert said == []
+    sealer("A", roster)
+    assert said[0].startswith("pinned the roster of simulation, version 1 (A, B, C), signed by ")
+    # From now on the pinned one is enough, and the same one again says nothing.
+    sealer("A", None)
+    sealer("A", roster)
+    assert len(said) == 1
+    # An identity that was exchanged meanwhile is not the one on the roster.
+    (tmp_path / "other" / "A" / "identity.key").rename(tmp_path / "A" / "identity.key")
+    with pytest.raises(RosterError, match="another key for platform A"):
+        sealer("A", None)
