@@ -19,10 +19,13 @@ from pathlib import Path
 import pytest
 from platform_rows import write_platform
 
+from clients.keys import pin, read_roster
 from clients.platform import handler_from, main
 from clients.state import PlatformFolder
 from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.parameters import initial_vector
 from crossrec_model.wire import messages as wire
+from server.__main__ import main as server
 from server.tls import TlsFiles, make_certificates
 
 ROOT = Path(__file__).parent.parent.parent
@@ -109,27 +112,44 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     return make_certificates(tmp_path_factory.mktemp("tls"), [])
 
 
-def _coordinator(start: Start, tmp_path: Path, tls: TlsFiles, *, rounds: int = 3) -> str:
+def _roster(state: Path, folder: Path) -> Path:
+    """Make the identities of A, B and C in their state folders, and sign their roster."""
+    for name in "ABC":
+        assert main(["keys", "--id", name, "--state", str(state)]) == 0
+    cards = [str(state / name / f"{name}.platform") for name in "ABC"]
+    assert server(["roster", *cards, "--out", str(folder), "--name", "test"]) == 0
+    return folder / "roster.json"
+
+
+def _coordinator(
+    start: Start, tmp_path: Path, tls: TlsFiles, roster: Path, *, rounds: int = 3
+) -> str:
     plan = tmp_path / "plan.toml"
     plan.write_text(PLAN.format(rounds=rounds), encoding="utf-8")
     options = ("--port", 0, "--state", "coordinator", "--tls", tls.ca.parent, "--plan", plan)
-    coordinator = start("server", *options, "--platforms", 2)
+    coordinator = start("server", *options, "--roster", roster, "--platforms", 3)
     return coordinator.expect(r"coordinator on (https://\S+)").group(1)
 
 
-def _platform(start: Start, name: str, data: Path, url: str, tls: TlsFiles) -> Command:
-    return start("clients.platform", "--id", name, "--data", data, "--server", url, "--ca", tls.ca)
+def _platform(
+    start: Start, name: str, data: Path, url: str, tls: TlsFiles, roster: Path
+) -> Command:
+    options = ("--id", name, "--data", data, "--server", url, "--ca", tls.ca, "--roster", roster)
+    return start("clients.platform", *options)
 
 
 @pytest.mark.processes
-def test_two_platforms_take_part_and_recommend(start, tmp_path, rows, tls, capsys) -> None:
-    url = _coordinator(start, tmp_path, tls)
-    platforms = {name: _platform(start, name, rows[name], url, tls) for name in "AB"}
+def test_three_platforms_take_part_and_recommend(start, tmp_path, rows, tls, capsys) -> None:
+    state = tmp_path / "crossrec-state"
+    roster = _roster(state, tmp_path / "roster")
+    url = _coordinator(start, tmp_path, tls, roster)
+    platforms = {name: _platform(start, name, rows[name], url, tls, roster) for name in "ABC"}
     for platform in platforms.values():
         assert platform.wait() == 0, platform.output
     said = platforms["A"].output
     assert "60 users with events, 30 items" in said
     for line in (
+        r"^pinned the roster of test, version 1 \(A, B, C\), signed by \w+",
         r"^connected to the coordinator at 127\.0\.0\.1:\d+$",
         r"^round 1/3: measured statistics$",
         r"^round 2/3: trained, loss \d+\.\d+, \d+\.\d+ s$",
@@ -139,9 +159,11 @@ def test_two_platforms_take_part_and_recommend(start, tmp_path, rows, tls, capsy
         r"recommend --id A",
     ):
         assert re.search(line, said, re.MULTILINE), said
-    for path in (tmp_path / "crossrec-state").rglob("*"):
-        assert path.stat().st_mode & 0o077 == 0, path
-    options = ["recommend", "--id", "A", "--state", str(tmp_path / "crossrec-state"), "--k", "4"]
+    for path in state.rglob("*"):
+        # Only the card is there to be given away.
+        public = path.name == f"{path.parent.name}.platform"
+        assert public or path.stat().st_mode & 0o077 == 0, path
+    options = ["recommend", "--id", "A", "--state", str(state), "--k", "4"]
     capsys.readouterr()
     assert main([*options, "--user", "u3"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -157,8 +179,10 @@ def test_two_platforms_take_part_and_recommend(start, tmp_path, rows, tls, capsy
 def test_a_stopped_platform_leaves_its_state_and_may_come_back(
     start, tmp_path, rows, tls, capsys
 ) -> None:
-    url = _coordinator(start, tmp_path, tls, rounds=6)
-    first = _platform(start, "A", rows["A"], url, tls)
+    state = tmp_path / "crossrec-state"
+    roster = _roster(state, tmp_path / "roster")
+    url = _coordinator(start, tmp_path, tls, roster, rounds=6)
+    first = _platform(start, "A", rows["A"], url, tls, roster)
     first.expect(r"^connected to the coordinator")
     first.child.send_signal(signal.SIGTERM)
     assert first.wait() == 143, first.output
@@ -166,16 +190,15 @@ def test_a_stopped_platform_leaves_its_state_and_may_come_back(
         "stopped; what was received is saved: start again to go on"
     )
     # Its place is free again, and its folder is not locked.
-    platforms = [_platform(start, name, rows[name], url, tls) for name in "AB"]
+    platforms = [_platform(start, name, rows[name], url, tls, roster) for name in "ABC"]
     platforms[0].expect(r"^round 2/6")
     platforms[0].child.send_signal(signal.SIGINT)
     assert platforms[0].wait() == 130, platforms[0].output
-    received = PlatformFolder(tmp_path / "crossrec-state" / "A").load_received()
+    received = PlatformFolder(state / "A").load_received()
     assert received is not None
     assert not received.received.finished
-    error = _refused(
-        capsys, "recommend", "--id", "A", "--user", "u1", "--state", tmp_path / "crossrec-state"
-    )
+    capsys.readouterr()
+    error = _refused(capsys, "recommend", "--id", "A", "--user", "u1", "--state", state)
     assert re.search(r"platform A is not trained yet \(round \d of 6 is on disk\)", error)
 
 
@@ -197,7 +220,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "loaded = {'torch', 'flwr', 'polars', 'numpy', 'scipy'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
-    for arguments in (["--help"], ["recommend", "--help"], ["data", "--help"]):
+    for arguments in (["--help"], ["recommend", "--help"], ["data", "--help"], ["keys", "--help"]):
         shown = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             capture_output=True,
@@ -250,6 +273,8 @@ SERVER = ("--server", "https://127.0.0.1:9")
         (("recommend", "--id", "A", "--user", "u", "--k", "0"), "--k is 0"),
         (("recommend", "--id", "A"), "required: --user"),
         (("data", "--id", "A"), "required: --data"),
+        (("keys",), "required: --id"),
+        (("keys", "--id", "../A"), "platform id '../A' is not"),
     ],
 )
 def test_a_wrong_option_is_one_line(arguments, said, tmp_path, monkeypatch, capsys) -> None:
@@ -262,8 +287,37 @@ def _options(state: Path, data: object, *more: object) -> tuple[object, ...]:
     return ("--id", "A", "--data", data, "--state", state, *SERVER, "--connect-timeout", 0.3, *more)
 
 
-def test_data_that_cannot_be_used_are_one_line(rows, tmp_path, capsys) -> None:
+def _pinned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A state folder in which A has its identity and trusts a roster; return the folder."""
     state = tmp_path / "state"
+    pin(state / "A", read_roster(_roster(state, tmp_path / "roster")), accept=False)
+    capsys.readouterr()
+    return state
+
+
+def test_a_key_and_a_roster_are_asked_for_before_the_data(tmp_path, capsys) -> None:
+    state = tmp_path / "state"
+    error = _refused(capsys, *_options(state, tmp_path / "none"))
+    assert "A/identity.key does not exist; make it with: python -m clients.platform keys" in error
+    roster = _roster(state, tmp_path / "roster")
+    capsys.readouterr()
+    error = _refused(capsys, *_options(state, tmp_path / "none"))
+    assert "knows no roster yet; get roster.json" in error
+    error = _refused(capsys, *_options(state, tmp_path / "none", "--roster", tmp_path / "x.json"))
+    assert f"roster {tmp_path / 'x.json'} does not exist" in error
+    other = _roster(tmp_path / "other", tmp_path / "others")
+    capsys.readouterr()
+    error = _refused(capsys, *_options(state, tmp_path / "none", "--roster", other))
+    assert "the roster has another key for platform A" in error
+    # With both, it is the data that are missing; from then on the roster is known.
+    for more in (("--roster", roster), ()):
+        error = _refused(capsys, *_options(state, tmp_path / "none", *more))
+        assert "there is no source" in error
+
+
+def test_data_that_cannot_be_used_are_one_line(rows, tmp_path, capsys) -> None:
+    state = _pinned(tmp_path, capsys)
+    before = {path.name for path in (state / "A").iterdir()}
     assert "there is no source" in _refused(capsys, *_options(state, tmp_path / "none"))
     few = _refused(capsys, *_options(state, rows["A"], "--min-users", 61))
     assert "60 users have events, below min_users = 61" in few
@@ -283,12 +337,14 @@ def test_data_that_cannot_be_used_are_one_line(rows, tmp_path, capsys) -> None:
     items = (broken / "items.csv").read_text(encoding="utf-8").splitlines()
     (broken / "items.csv").write_text("\n".join(items[:6]) + "\n", encoding="utf-8")
     assert "it has 5 of the 30 items" in _refused(capsys, *_options(state, broken))
-    # Nothing but why the last rows were refused, the log's place and the lock.
-    assert {path.name for path in (state / "A").iterdir()} <= {"data.rejected", "lock"}
+    # Nothing but why the last rows were refused, the lock, and the record of opened sums.
+    added = {path.name for path in (state / "A").iterdir()} - before
+    assert added <= {"data.rejected", "lock", "opened.json"}
 
 
 def test_a_device_that_is_not_there(rows, tmp_path, capsys) -> None:
-    error = _refused(capsys, *_options(tmp_path, rows["A"], "--device", "abacus"))
+    state = _pinned(tmp_path, capsys)
+    error = _refused(capsys, *_options(state, rows["A"], "--device", "abacus"))
     assert "device 'abacus' is unknown; choose cpu, cuda or auto" in error
 
 
@@ -296,7 +352,8 @@ def test_a_coordinator_that_is_not_there(rows, tmp_path, capsys) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = _options(tmp_path, rows["A"], "--server", f"https://127.0.0.1:{port}")
+    state = _pinned(tmp_path, capsys)
+    options = _options(state, rows["A"], "--server", f"https://127.0.0.1:{port}")
     assert main([str(o) for o in options]) == 2
     said = capsys.readouterr()
     assert "is not there (Connection refused); trying again" in said.out
@@ -306,9 +363,10 @@ def test_a_coordinator_that_is_not_there(rows, tmp_path, capsys) -> None:
 
 @pytest.mark.processes
 def test_a_wrong_authority_ends_at_once(start, tmp_path, rows, tls, capsys) -> None:
-    url = _coordinator(start, tmp_path, tls)
+    state = _pinned(tmp_path, capsys)
+    url = _coordinator(start, tmp_path, tls, tmp_path / "roster" / "roster.json")
     wrong = make_certificates(tmp_path / "other", []).ca
-    options = _options(tmp_path / "s", rows["A"], "--server", url, "--ca", wrong)
+    options = _options(state, rows["A"], "--server", url, "--ca", wrong)
     assert f"CA file {wrong} did not sign" in _refused(capsys, *options)
 
 
@@ -320,7 +378,9 @@ def test_a_folder_in_use_is_refused(rows, tmp_path, capsys) -> None:
         assert "is in use" in error
 
 
-def test_a_short_validation_period_is_told_before_anything_is_trained(tmp_path, plan) -> None:
+def test_a_short_validation_period_is_told_before_anything_is_trained(
+    tmp_path, plan, capsys
+) -> None:
     data = write_platform(tmp_path / "rows", 9, days=200)
     text = (data / "events.csv").read_text(encoding="utf-8").splitlines()
     # Nothing but one last event after April: nobody can be validated on.
@@ -328,19 +388,29 @@ def test_a_short_validation_period_is_told_before_anything_is_trained(tmp_path, 
     last = "u0,i0,purchase,2024-12-01T00:00:00Z,1,1.5"
     body = "\n".join([text[0], *early[:-1], last])
     (data / "events.csv").write_text(body + "\n", encoding="utf-8")
-    state = str(tmp_path / "state")
+    state = str(_pinned(tmp_path, capsys))
     handler = handler_from({"id": "A", "data": str(data), "state": state})
     with pytest.raises(CrossrecError, match="no user with a history took an item in the val"):
         handler(wire.encode(wire.Welcome(plan=plan.to_json())))
 
 
 def test_a_platform_for_flowers_own_supernode(rows, tmp_path, plan) -> None:
-    state = str(tmp_path / "state")
-    handler = handler_from({"id": "A", "data": str(rows["A"]), "state": state, "threads": "1"})
-    hello = wire.decode_as(wire.HelloReply, handler(wire.encode(wire.Hello(session=bytes(16)))))
+    folder = tmp_path / "state"
+    roster, state = _roster(folder, tmp_path / "roster"), str(folder)
+    settings = {"id": "A", "data": str(rows["A"]), "state": state, "threads": "1"}
+    handler = handler_from(settings | {"roster": str(roster)})
+
+    def ask(message: wire.Message) -> wire.Message:
+        return wire.decode(b"".join(handler(wire.encode(message))))
+
+    hello = ask(wire.Hello(session=bytes(16)))
+    assert isinstance(hello, wire.HelloReply)
     assert hello.platform == "A"
-    reply = wire.decode(handler(wire.encode(wire.Welcome(plan=plan.to_json()))))
-    assert isinstance(reply, wire.WelcomeReply)
+    assert isinstance(ask(wire.Welcome(plan=plan.to_json())), wire.WelcomeReply)
+    # Its sums are secure: without a key agreement nothing leaves it.
+    vector = initial_vector(plan)
+    asked = wire.TrainRequest(run=bytes(16), round=1, rounds=4, ticket=b"", parameters=vector)
+    assert ask(asked) == wire.Failure(code=wire.FailureCode.LEFT_THE_SUM)
     # Its folder is held for as long as the process lives.
     gc.collect()
     with pytest.raises(CrossrecError, match="in use by another process of this platform"):
