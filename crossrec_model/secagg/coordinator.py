@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 
 from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.agreement import commitment, exchange, public_of
-from crossrec_model.secagg.errors import OldSlotError, ParametersError, SharesError
+from crossrec_model.secagg.errors import (
+    OldSlotError,
+    OutOfTurnError,
+    ParametersError,
+    SharesError,
+)
 from crossrec_model.secagg.gathering import Agreement
 from crossrec_model.secagg.masking import Masker, Numbers, add_packed, zeros
 from crossrec_model.secagg.messages import SHARE_BYTES
@@ -29,6 +34,7 @@ class Collecting:
     ticket: frames.Ticket
     total: Numbers = field(init=False)
     _added: set[str] = field(default_factory=set, init=False)
+    _closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.total = zeros(self.ticket.length, self.ticket.bits)
@@ -39,9 +45,12 @@ class Collecting:
         Raises:
             WireError: for bytes that are no upload.
             SharesError: for a platform that is no member, or whose vector is there already.
-            OldSlotError, ParametersError: for a vector of another sum, modulus or length. Nothing
-                is added in all these cases.
+            OldSlotError, ParametersError: for a vector of another sum, modulus or length.
+            OutOfTurnError: after `close`: the platform counts as dropped. Nothing is added in all
+                these cases.
         """
+        if self._closed:
+            raise OutOfTurnError(f"the vector of platform {platform} came too late")
         head, body = frames.decode_upload(frame)
         if platform not in self.agreement.members or platform in self._added:
             raise SharesError(f"no vector of platform {platform} is due")
@@ -61,6 +70,7 @@ class Collecting:
         terms = self.agreement.terms
         if len(self._added) < terms.threshold:
             raise terms.too_few(len(self._added), "with a vector")
+        self._closed = True
         return Unmasking(
             agreement=self.agreement,
             ticket=self.ticket,
@@ -78,6 +88,7 @@ class Unmasking:
     total: Numbers
     survivors: tuple[str, ...]
     _reveals: dict[str, frames.Reveal] = field(default_factory=dict, init=False)
+    _opened: bool = field(default=False, init=False)
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -116,7 +127,10 @@ class Unmasking:
         Raises:
             TooFewPlatformsError: for fewer reveals than the threshold; nothing is shown.
             SharesError: for shares that don't give what their owner committed to.
+            OutOfTurnError: once it was opened.
         """
+        if self._opened:
+            raise OutOfTurnError("the masks of this sum were removed before")
         terms = self.agreement.terms
         if len(self._reveals) < terms.threshold:
             raise terms.too_few(len(self._reveals), "with shares")
@@ -136,6 +150,7 @@ class Unmasking:
             # A survivor added the mask if its id is the lower one.
             (subtract if name < gone else add).append(key)
         Masker(self.ticket.bits, add=add, subtract=subtract).apply(self.total)
+        self._opened = True
         return self.total
 
     def _secrets(

@@ -5,7 +5,7 @@ The steps are numbered as in docs/secagg.md. A frame travels inside a message of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, TypeVar
 
@@ -147,8 +147,8 @@ class Reveal:
 
     epoch: bytes
     slot: int
-    seeds: bytes
-    keys: bytes
+    seeds: bytes = field(repr=False)
+    keys: bytes = field(repr=False)
 
 
 Message = Invite | Keys | KeyList | Shares | Delivery | Ready | Ticket | Upload | Unmask | Reveal

@@ -10,7 +10,7 @@ A slot is used once: its masks never cover two vectors. A sum is opened for one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -92,7 +92,7 @@ class Opened:
     agreed: Agreed
     ticket: frames.Ticket
     asked: frames.Unmask
-    reveal: frames.Reveal
+    reveal: frames.Reveal = field(repr=False)
 
     def again(self, message: frames.Unmask) -> frames.Reveal:
         """Answer the same question once more; raises OtherListError for any other."""
@@ -196,11 +196,13 @@ class Participant:
             OldSlotError: for a slot that is not above all before it.
             ParametersError: for a ticket with another modulus, grid, length, kind or round.
             OutOfTurnError: without a finished key agreement.
+            KeyListError: for a member's weak public key.
         """
         try:
             asked = frames.decode_as(frames.Ticket, ticket)
             agreed = self._ready_for(asked, run)
             self._check_parameters(asked, contribution, len(agreed.members), kind, number)
+            masker = _masker(agreed, asked)
         except WireError as error:
             self.state = Idle()
             raise ParametersError(f"the ticket of the sum is malformed: {error}") from None
@@ -219,7 +221,7 @@ class Participant:
         head = frames.Upload(
             epoch=asked.epoch, slot=asked.slot, bits=asked.bits, length=asked.length
         )
-        masked = _masked(chunks, _masker(agreed, asked), asked.bits, contribution)
+        masked = _masked(chunks, masker, asked.bits, contribution)
         return frames.encode(head), *masked
 
     def _invite(self, message: frames.Invite) -> bytes:
