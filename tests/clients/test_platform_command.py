@@ -78,7 +78,7 @@ class Command:
             time.sleep(0.05)
         raise AssertionError(f"no {pattern!r} in:\n{self.output}")
 
-    def wait(self, within_s: float = 90.0) -> int:
+    def wait(self, within_s: float = 180.0) -> int:
         code = self.child.wait(within_s)
         self._reader.join(5)
         return code
