@@ -5,21 +5,27 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
+import pytest
 
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.agreement import Terms, plan_digest
 from crossrec_model.secagg.coordinator import Collecting, Unmasking
-from crossrec_model.secagg.errors import OldRoundError, OtherListError
+from crossrec_model.secagg.errors import (
+    OldRoundError,
+    OtherListError,
+    OutOfTurnError,
+    SecureSumError,
+)
 from crossrec_model.secagg.gathering import Agreement, Delivering, Inviting, Listing
 from crossrec_model.secagg.grid import Grid
 from crossrec_model.secagg.identity import IdentityKey, Member
 from crossrec_model.secagg.masking import Numbers
 from crossrec_model.secagg.messages import Kind
-from crossrec_model.secagg.participant import Participant, RecordOpening
+from crossrec_model.secagg.participant import Idle, Participant, RecordOpening
 from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire.contribution import Contribution
 
@@ -32,7 +38,7 @@ DIMENSION: Final = 24
 LEVELS: Final = 1 << 12
 #: Levels whose sums over 3 to 7 platforms need 16, 24 and 32 bits.
 LEVELS_OF_WIDTH: Final = {16: LEVELS, 24: 1 << 20, 32: 1 << 24}
-_ONE_HOT: Final = 8
+_ONE_HOT: Final = 12
 _MAX_WEIGHT: Final = 16
 M = TypeVar("M", bound=frames.Message)
 
@@ -67,16 +73,16 @@ class Part:
 def exact_part(
     position: int, seed: int, *, levels: int = LEVELS, dimension: int = DIMENSION
 ) -> Part:
-    """Make the part of the platform at a position from 0 to 7.
+    """Make the part of the platform at a position from 0 to 11.
 
-    The first 8 coordinates name the platform (256 in its own one, 0 in the others), so that each
-    platform's share of a sum can be read off; the ninth is 2^position; the others are random.
+    The first 12 coordinates name the platform (256 in its own one, 0 in the others), so that each
+    platform's place in a sum can be read off; the others are random.
     """
     source = random.Random(f"{position}/{seed}")
     own = [256 * (at == position) for at in range(_ONE_HOT)]
-    drawn = [source.randint(-256, 256) for _ in range(dimension - _ONE_HOT - 1)]
+    drawn = [source.randint(-256, 256) for _ in range(dimension - _ONE_HOT)]
     return Part(
-        values=(*own, 1 << position, *drawn),
+        values=(*own, *drawn),
         weight=1 << source.randint(0, 4),
         metric=source.randint(0, 256),
         levels=levels,
@@ -242,3 +248,42 @@ class Federation:
         for name in unmasking.survivors if asked is None else asked:
             unmasking.add(name, self.ask(name, unmasking.message, frames.Reveal))
         return modulo(unmasking.open(), unmasking.ticket.bits)
+
+
+def refuses(
+    federation: Federation,
+    name: str,
+    message: frames.Message,
+    error: type[SecureSumError],
+    match: str,
+) -> None:
+    """The platform answers with exactly this error, and with nothing to anything that was agreed."""
+    platform = federation.platforms[name]
+    record = federation.records[name]
+    before = dict(record.latest) if isinstance(record, Openings) else None
+    with pytest.raises(error, match=match) as caught:
+        platform.answer(frames.encode(message))
+    assert caught.type is error
+    assert "\n" not in str(caught.value)
+    if isinstance(record, Openings):
+        assert record.latest == before
+    is_left(federation, name, getattr(message, "epoch", bytes(16)))
+
+
+def is_left(federation: Federation, name: str, epoch: bytes) -> None:
+    """The platform has no keys any more: no list, delivery, ticket or question gets an answer."""
+    platform = federation.platforms[name]
+    assert isinstance(platform.state, Idle)
+    everybody: Any = {"survivors": federation.names, "dropped": ()}
+    for later in (
+        frames.KeyList(epoch=epoch, keys=()),
+        frames.Delivery(epoch=epoch, bundles=()),
+        frames.Unmask(epoch=epoch, slot=0, **everybody),
+    ):
+        with pytest.raises(OutOfTurnError):
+            platform.answer(frames.encode(later))
+    ticket = frames.Ticket(
+        epoch=epoch, slot=2, kind=Kind.TRAIN, round=9, bits=16, levels=4096, length=26
+    )
+    with pytest.raises(OutOfTurnError, match="before keys were agreed"):
+        federation.seal(name, ticket, federation.part(name))
