@@ -14,50 +14,28 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from clients.state import StateError
 from crossrec_model.durable import write_durably
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.errors import (
-    OldRoundError,
-    OtherListError,
     RosterError,
     SecureSumError,
-    SurvivorsError,
 )
 from crossrec_model.secagg.identity import (
-    FORMAT,
     MAX_BYTES,
     Card,
     IdentityKey,
-    canonical,
-    check_exact,
-    fields,
     not_private,
-    parse,
 )
-from crossrec_model.secagg.roster import MOST, SignedRoster
-from crossrec_model.wire.messages import PLATFORM_ID
+from crossrec_model.secagg.roster import SignedRoster
 
 IDENTITY: Final = "identity.key"
 ROSTER: Final = "roster.json"
-OPENED: Final = "opened.json"
-#: Runs whose opened sums are remembered: the latest ones.
-RUNS: Final = 64
-RUN_BYTES: Final = 16
-#: Kinds of sum; with the bounds of a roster they keep `opened.json` within its own bound.
-KINDS: Final = 16
-_MAX_OPENED: Final = 1 << 23
-_OPENED: Final = {"format": int, "opened": list, "sha256": str}
-_RECORD: Final = {"kind": int, "round": int, "run": str, "survivors": list}
 
 
 def load_identity(folder: Path) -> IdentityKey:
@@ -140,7 +118,7 @@ def check_card_place(path: Path, platform: str) -> None:
         # A link could lead to the private key.
         if path.is_symlink() or not path.is_file():
             raise StateError(f"{path} is no plain file; give another --out")
-        earlier = Card.from_json(_read(path, MAX_BYTES))
+        earlier = Card.from_json(read_file(path, MAX_BYTES))
     except (OSError, SecureSumError):
         raise StateError(f"{path} exists and is no card; give another --out") from None
     if earlier.member.platform != platform:
@@ -157,7 +135,7 @@ def load_roster(folder: Path) -> SignedRoster | None:
     """
     path = folder / ROSTER
     try:
-        return SignedRoster.from_json(_read(path, MAX_BYTES), allow_two=True)
+        return SignedRoster.from_json(read_file(path, MAX_BYTES), allow_two=True)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -172,7 +150,7 @@ def load_roster(folder: Path) -> SignedRoster | None:
 def read_roster(path: Path) -> SignedRoster:
     """Read a roster file that an operator sent; raises RosterError if it can't be used."""
     try:
-        return SignedRoster.from_json(_read(path, MAX_BYTES))
+        return SignedRoster.from_json(read_file(path, MAX_BYTES))
     except FileNotFoundError:
         raise RosterError(
             f"roster {path} does not exist; get it from the coordinator's operator"
@@ -200,7 +178,7 @@ def pin(folder: Path, signed: SignedRoster, *, accept: bool) -> str:
     if before is None:
         note = (
             f"pinned the {named} ({', '.join(roster.platforms)}), {signer}; "
-            "compare this by phone with the coordinator's operator"
+            "compare this by phone with the coordinator's operator and the other platforms"
         )
     elif before.roster == roster:
         return ""
@@ -213,134 +191,19 @@ def pin(folder: Path, signed: SignedRoster, *, accept: bool) -> str:
                 "ask the coordinator's operator by phone, then add --accept-roster"
             )
         note = f"accepted the {named}: {changes}"
-    _write(folder / ROSTER, signed.to_json())
+    write_file(folder / ROSTER, signed.to_json())
     return note
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Record:
-    """The latest round of a kind that was opened in a run, and over whom."""
-
-    run: bytes
-    kind: int
-    round: int
-    survivors: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.run) != RUN_BYTES:
-            raise ValueError(f"run has {len(self.run)} bytes; {RUN_BYTES} are needed")
-        if not 0 <= self.kind < KINDS or not 1 <= self.round < 2**32:
-            raise ValueError(f"kind {self.kind} or round {self.round} is out of bounds")
-        names = self.survivors
-        if not 1 <= len(names) <= MOST or list(names) != sorted(set(names)):
-            raise SurvivorsError(
-                f"a list of {len(names)} survivors is empty, longer than {MOST}, or names one twice"
-            )
-        if not all(re.fullmatch(PLATFORM_ID, name) for name in names):
-            raise SurvivorsError("a survivor's id is not a platform id")
-
-    def check_after(self, before: _Record) -> None:
-        """Raise unless this may be opened after the latest round of the same run and kind."""
-        where = f"run {self.run.hex()[:8]}, kind {self.kind}, round {self.round}"
-        if self.round < before.round:
-            raise OldRoundError(f"{where} was left behind: round {before.round} was opened")
-        if self.round == before.round and self.survivors != before.survivors:
-            raise OtherListError(
-                f"{where} was opened over {', '.join(before.survivors)}, and is now asked for over "
-                f"{', '.join(self.survivors)}: the difference would show single platforms"
-            )
-
-
-class Opened:
-    """What was opened, durably: for each run and kind the latest round, and its survivors.
-
-    Two sums of one round over different platforms would show a platform by their difference. So that
-    no restart forgets, a list counts as opened from the moment it is written. The last 64 runs are kept.
-
-    Raises:
-        StateError: if the file is damaged or can't be read or written, here and in `check_and_record`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / OPENED
-        self._lock = threading.Lock()
-        # Written at once: a folder that can't be written shows now, not in the midst of a round.
-        if not os.path.lexists(self._path):
-            self._store([])
-        self._load()
-
-    def check_and_record(
-        self, run: bytes, kind: int, round: int, survivors: tuple[str, ...]
-    ) -> None:
-        """Record that a sum is opened over `survivors` (in any order); the same again is fine.
-
-        It is on the disk when this returns.
-
-        Raises:
-            OldRoundError: if a later round of this run and kind was opened.
-            OtherListError: if this round was opened over other survivors.
-            SurvivorsError: for an empty list, an id twice, or more than a roster can have.
-        """
-        asked = _Record(run=run, kind=kind, round=round, survivors=tuple(sorted(survivors)))
-        with self._lock:
-            # Read anew each time: a file that was exchanged or lost meanwhile must show.
-            records = self._load()
-            for record in records:
-                if (record.run, record.kind) == (run, kind):
-                    asked.check_after(record)
-            kept = [r for r in records if (r.run, r.kind) != (run, kind)]
-            self._store(_latest_runs([*kept, asked]))
-
-    def _load(self) -> list[_Record]:
-        try:
-            return _records(_read(self._path, _MAX_OPENED))
-        except OSError as error:
-            raise StateError(
-                f"{self._path} can't be read: {error.strerror}; without it no sum may be opened"
-            ) from None
-        except (ValueError, TypeError, SecureSumError):
-            raise StateError(
-                f"{self._path} is damaged, so what was opened before is not known; restore it, or "
-                "move it away once the coordinator has begun a new run"
-            ) from None
-
-    def _store(self, records: list[_Record]) -> None:
-        _write(self._path, _document(records))
-
-
-def _latest_runs(records: list[_Record]) -> list[_Record]:
-    """Keep the records of the last runs; the latest record stands last."""
-    latest = dict.fromkeys(record.run for record in reversed(records))
-    kept = set(list(latest)[:RUNS])
-    return [record for record in records if record.run in kept]
-
-
-def _document(records: list[_Record]) -> bytes:
-    entries = [asdict(record) | {"run": record.run.hex()} for record in records]
-    content: dict[str, Any] = {"format": FORMAT, "opened": entries}
-    return canonical(content | {"sha256": sha256(canonical(content)).hexdigest()})
-
-
-def _records(data: bytes) -> list[_Record]:
-    """Read `_document` back; any error means damage."""
-    found = fields(parse(data, OPENED, most=_MAX_OPENED), OPENED, _OPENED)
-    records = []
-    for value in found["opened"]:
-        entry = fields(value, OPENED, _RECORD)
-        run, names = bytes.fromhex(entry.pop("run")), tuple(entry.pop("survivors"))
-        records.append(_Record(run=run, survivors=names, **entry))
-    check_exact(_document(records), data, OPENED)
-    return records
-
-
-def _read(path: Path, most: int) -> bytes:
+def read_file(path: Path, most: int) -> bytes:
     """Read a file, at most one byte more than `most`; raises OSError."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(file, "rb") as stream:
         return stream.read(most + 1)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file of the owner's alone durably; raises StateError if it can't be written."""
     try:
         write_durably(path, content, mode=0o600)
     except OSError as error:

@@ -14,11 +14,13 @@ import torch
 from clients.adapters import open_source
 from clients.connection import Handler
 from clients.dataset import Dataset, load_dataset
-from clients.keys import Opened, load_identity, load_roster, pin, read_roster
+from clients.keys import load_identity, load_roster, pin, read_roster
+from clients.membership import Received
+from clients.opened import Opened
 from clients.personal import Mixtures, fit_mixtures, validation_components
 from clients.private import PrivateModel, train_private
 from clients.progress import Progress
-from clients.round import PlatformRound, Received
+from clients.round import PlatformRound
 from clients.scoring import SharedModel
 from clients.sealing import SealerFor, check_member, secure_sealer
 from clients.state import Kept, Personal, PlatformFolder, Trained
@@ -28,6 +30,7 @@ from crossrec_model.data.prepared import PreparedData, prepare
 from crossrec_model.errors import ConfigError, FederationError
 from crossrec_model.parameters import Layout
 from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.secagg.roster import COLLUDING_SHARE, FEWEST
 
 #: Takes the handler to the coordinator and returns when the run is over.
 Serve = Callable[[Handler], None]
@@ -49,10 +52,18 @@ class Settings:
     #: A roster file to pin, None for the one that is pinned already.
     roster: Path | None = None
     accept_roster: bool = False
+    #: The least share of colluding platforms that a plan must withstand.
+    colluding_share: float = COLLUDING_SHARE
+    #: Take part in another run though the last one was not finished.
+    new_run: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 1024:
             raise ConfigError(f"threads = {self.threads} is outside [1, 1024]; give e.g. 1")
+        if not 0 <= self.colluding_share <= 1:
+            raise ConfigError(
+                f"--colluding-share {self.colluding_share} is outside [0, 1]; give e.g. 0.33"
+            )
         if not 0 < self.test_weeks < self.validation_weeks < float("inf"):
             raise ConfigError(
                 f"test weeks = {self.test_weeks:g} must be above 0 and below validation weeks = "
@@ -131,6 +142,7 @@ class Participation:
             self._sealer_for,
             keep=self._keep,
             warn=self._progress.note,
+            new_run=self._settings.new_run,
             note=lambda number, rounds, text: self._progress.done("round", number, rounds, text),
             earlier=self._kept.received if self._kept else None,
         )
@@ -224,7 +236,15 @@ def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor
             "and give it as --roster"
         )
     check_member(pinned.roster, platform, identity.public)
-    return secure_sealer(platform, identity, pinned.roster, Opened(folder).check_and_record)
+    if len(pinned.roster.members) < FEWEST:
+        raise ConfigError("a roster of two platforms can't be used; at least three are needed")
+    return secure_sealer(
+        platform,
+        identity,
+        pinned.roster,
+        Opened(folder).check_and_record,
+        least_share=settings.colluding_share,
+    )
 
 
 def shared_for_validation(

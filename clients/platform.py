@@ -241,6 +241,12 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take a newer roster in place of the pinned one",
     )
+    add("--colluding-share", type=float, default=1 / 3, help="least share to withstand (1/3)")
+    add(
+        "--new-run",
+        action="store_true",
+        help="take part in a new run though the last is unfinished",
+    )
     add("--validation-weeks", type=float, default=8.0, help="from so long before the end (8)")
     add("--test-weeks", type=float, default=4.0, help="left for testing at the end (4)")
 
@@ -250,7 +256,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     given: dict[str, Any] = vars(options)
     names = (
         *("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks"),
-        *("roster", "accept_roster"),
+        *("roster", "accept_roster", "colluding_share", "new_run"),
     )
     from clients.participation import Settings, folder_of
 

@@ -12,8 +12,8 @@ import polars as pl
 import torch
 
 from clients.dataset import Dataset
+from clients.membership import Received
 from clients.private import PrivateModel, restore_private
-from clients.round import Received
 from clients.scoring import FEDERATED, Moment, SharedModel
 from clients.state import PlatformFolder, StateError, Trained
 from crossrec_model.data.histories import read_histories

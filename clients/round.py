@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from clients.dataset import Dataset
+from clients.membership import Finished, Member, Received, State, Stranger, check_same_run
 from clients.scoring import SharedModel
-from clients.sealing import EVALUATION_METRICS, TRAINING_METRICS, Sealer, SealerFor
+from clients.sealing import EVALUATION_METRICS, TRAINING_METRICS, SealerFor
 from clients.training import optimizer_for, steps, train_steps
 from clients.validation import Validation
 from crossrec_model import __version__
@@ -20,58 +22,15 @@ from crossrec_model.errors import ConfigError, WireError
 from crossrec_model.parameters import Layout, Vector
 from crossrec_model.privacy.clipping import clip_update
 from crossrec_model.randomness import ExperimentRandomness
-from crossrec_model.secagg.errors import NotFiniteError, SecureSumError, ValueOutOfBoundsError
+from crossrec_model.secagg.errors import SecureSumError
 from crossrec_model.secagg.messages import Kind
+from crossrec_model.secagg.sums import subject_of
 from crossrec_model.statistics import Statistics, active_users, measure, shared_log_popularity
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Pieces
-from crossrec_model.wire.contribution import Contribution
+from crossrec_model.wire.contribution import Contribution, metric_bounds
 
 DatasetFor = Callable[[ModelConfig], Dataset]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Received:
-    """What the federation has given this platform so far.
-
-    `vector` float32 [d] is the latest shared model, as of the end of round `round`; `validation`
-    are the statistics that were shared as of the validation weeks, None until a request after the
-    first round has brought them; `finished` tells whether the vector is the run's final one.
-    """
-
-    plan: Plan
-    run: bytes
-    round: int
-    vector: Vector
-    validation: Statistics | None
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Stranger:
-    """Not yet welcomed."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Member:
-    """Welcomed with a plan; `received` is None until the first request of the run."""
-
-    plan: Plan
-    layout: Layout
-    dataset: Dataset
-    check: Validation
-    sealer: Sealer
-    received: Received | None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Finished:
-    """The run is over."""
-
-    received: Received
-
-
-State = Stranger | Member | Finished
 
 
 class _RefusedError(Exception):
@@ -92,6 +51,7 @@ class PlatformRound:
         keep: gets everything that came from the federation, before the answer leaves.
         note: gets (round, rounds, what was done) after each round.
         warn: gets a line when this platform leaves a sum.
+        new_run: take part in another run though the last one was not finished.
         earlier: what an earlier process of this platform kept; used if the same run goes on.
 
     Raises:
@@ -107,16 +67,17 @@ class PlatformRound:
         keep: Callable[[Received], None] = lambda received: None,
         note: Callable[[int, int, str], None] = lambda number, rounds, text: None,
         warn: Callable[[str], None] = lambda text: None,
+        new_run: bool = False,
         earlier: Received | None = None,
     ) -> None:
         if not re.fullmatch(wire.PLATFORM_ID, platform):
             raise ConfigError(f"platform id {platform!r} must match {wire.PLATFORM_ID}; rename it")
         self._platform, self._dataset_for = platform, dataset_for
-        self._sealer_for = sealer_for
+        self._sealer_for, self._new_run = sealer_for, new_run
         self._keep, self._note, self._warn, self._earlier = keep, note, warn, earlier
         self.state: State = Stranger()
 
-    def __call__(self, payload: bytes) -> Pieces:
+    def __call__(self, payload: bytes | memoryview) -> Pieces:
         """Answer one frame.
 
         Raises:
@@ -134,7 +95,8 @@ class PlatformRound:
         except SecureSumError as error:
             # By name to our operator, as a code to the other side.
             self._warn(f"this platform leaves the sum ({type(error).__name__}): {error}")
-            code = _code_of(error)
+            # One code for all: which one it is could tell about the data.
+            code = wire.FailureCode.LEFT_THE_SUM
         return wire.encode_pieces(wire.Failure(code=code))
 
     def _answer(self, message: wire.Message) -> wire.Reply:
@@ -205,6 +167,7 @@ class PlatformRound:
         rounds = member.plan.federation.rounds
         if message.rounds != rounds:
             raise _RefusedError(wire.FailureCode.UNEXPECTED)
+        self._check_ticket(member, message, Kind.TRAIN)
         member = self._take(member, message.run, message.round - 1, message.parameters)
         if is_statistics_round(message.round, rounds):
             update, loss = self._measured(member, message), 0.0
@@ -251,6 +214,7 @@ class PlatformRound:
     def _evaluate(self, message: wire.EvaluateRequest) -> wire.SumReply:
         """Score the validation users with the shared model alone."""
         member = self._member(message.run)
+        self._check_ticket(member, message, Kind.EVALUATE)
         network, statistics = member.layout.unpack(
             self._checked(member, message.parameters), member.dataset.device
         )
@@ -281,14 +245,28 @@ class PlatformRound:
         """Seal update float32 [d], weight and metric into this platform's part of the sum."""
         users = len(active_users(member.dataset.index, member.dataset.split.validation))
         weight = min(float(users), member.plan.aggregation.max_weight)
+        # Never a refusal: whether a loss is beyond a bound would tell about the data.
+        names = TRAINING_METRICS if kind is Kind.TRAIN else EVALUATION_METRICS
+        (most,) = metric_bounds(names)
+        inside = most if math.isnan(metric) else min(max(metric, -most), most)
         body = member.sealer.seal(
             message.ticket,
-            Contribution(update=update, weight=weight, metrics=(metric,)),
+            Contribution(update=update, weight=weight, metrics=(inside,)),
             run=message.run,
             kind=kind,
             number=message.round,
+            subject=subject_of(kind, message.run, message.round, message.parameters),
         )
         return wire.SumReply(run=message.run, round=message.round, body=body)
+
+    def _check_ticket(
+        self, member: Member, message: wire.TrainRequest | wire.EvaluateRequest, kind: Kind
+    ) -> None:
+        """Refuse a sum before any work is done for it."""
+        dimension = member.layout.size if kind is Kind.TRAIN else 0
+        member.sealer.check(
+            message.ticket, dimension, run=message.run, kind=kind, number=message.round
+        )
 
     def _welcomed(self) -> Member:
         if not isinstance(self.state, Member):
@@ -298,8 +276,11 @@ class PlatformRound:
     def _member(self, run: bytes) -> Member:
         """The state of a welcomed platform, for a request of its own run."""
         member = self._welcomed()
-        if member.received is not None and member.received.run != run:
-            raise _RefusedError(wire.FailureCode.UNEXPECTED)
+        if member.received is not None:
+            if member.received.run != run:
+                raise _RefusedError(wire.FailureCode.UNEXPECTED)
+        elif self._earlier is not None and not self._new_run:
+            check_same_run(self._earlier, run, member.plan)
         return member
 
     def _take(
@@ -335,16 +316,6 @@ class PlatformRound:
         if len(vector) != member.layout.size:
             raise _RefusedError(wire.FailureCode.UNEXPECTED)
         return vector
-
-
-def _code_of(error: SecureSumError) -> wire.FailureCode:
-    match error:
-        case NotFiniteError():
-            return wire.FailureCode.NOT_FINITE
-        case ValueOutOfBoundsError():
-            return wire.FailureCode.OUT_OF_BOUNDS
-        case _:
-            return wire.FailureCode.LEFT_THE_SUM
 
 
 def _same_inputs(one: Plan, other: Plan) -> bool:

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clients import tensorfile
+from clients.membership import Received
 from clients.personal import Mixtures
-from clients.round import Received
 from clients.tensorfile import Tensors
 from crossrec_model.config import Plan
 from crossrec_model.data.splits import TimeSplit

@@ -26,7 +26,8 @@ class CohortTooSmallError(FederationError):
 class Question:
     """What is asked of every platform: contributions to one sum.
 
-    `request` returns the frame to send for a ticket; `dimension` is the length of the update, and
+    `request` returns the frame to send for a ticket, and `subject` is `secagg.sums.subject_of` it.
+    `dimension` is the length of the update, and
     `metrics` are the names of what follows the weight.
     """
 
@@ -35,6 +36,7 @@ class Question:
     round: int
     dimension: int
     metrics: tuple[str, ...]
+    subject: bytes
     request: Callable[[bytes], bytes]
 
     @property
@@ -58,6 +60,10 @@ class Aggregation(Protocol):
     @property
     def least(self) -> int:
         """The fewest platforms that a sum needs."""
+
+    @property
+    def most(self) -> int:
+        """The most platforms that there can be."""
 
     def objection(self, platform: str) -> str | None:
         """Return why a platform can't take part, None if it can."""

@@ -18,6 +18,8 @@ from server.admission import Admission
 from server.aggregation import Aggregation, CohortTooSmallError
 from server.checkpoint import Checkpoint, CheckpointStore, RoundRecord
 from server.courier import Courier, NodeId
+from server.openings import FILE as OPENINGS
+from server.openings import Openings
 from server.optimizer import initial_state
 from server.progress import Progress, progress_for
 from server.round import ModelVersion, Outcome, RoundRunner
@@ -88,6 +90,11 @@ class Federation:
                 f"{options.platforms} platforms are too few for a secure sum, which needs "
                 f"{aggregation.least} of the roster; give more --platforms"
             )
+        if options.platforms > aggregation.most:
+            raise FederationError(
+                f"{options.platforms} platforms are more than the {aggregation.most} of the roster; "
+                "give fewer --platforms, or put more on the roster"
+            )
         self._aggregation = aggregation
         self._least = max(aggregation.least, min(self._config.min_platforms, options.platforms))
         self._checkpoint = start
@@ -110,13 +117,20 @@ class Federation:
         """
         self._save(self._checkpoint)
         seats: dict[str, NodeId] = {}
-        needed = self._options.platforms
+        needed, failing_since = self._options.platforms, float("inf")
         while self._checkpoint.round < self._config.rounds:
             seats = self._wait_for(needed)
             needed = self._least
             try:
                 self._round(self._runner(), seats)
+                failing_since = float("inf")
             except CohortTooSmallError as error:
+                failing_since = min(failing_since, time.monotonic())
+                if time.monotonic() - failing_since > self._options.wait_s:
+                    raise FederationError(
+                        f"round {self._checkpoint.round + 1} failed for {self._options.wait_s:g} s: "
+                        f"{error}; all before it is saved: start again with --resume"
+                    ) from None
                 self._progress.note(f"round {self._checkpoint.round + 1} is repeated: {error}")
                 self._admission.lost(seats[platform] for platform in error.lost)
                 # A platform that fails at once must not be asked in a tight loop.
@@ -225,7 +239,8 @@ def coordinate(
     """
     store = CheckpointStore(state)
     with progress_for() as progress:
-        aggregation = SecureSum(courier, start.plan, roster, progress.note)
+        openings = Openings(start.run, state / OPENINGS)
+        aggregation = SecureSum(courier, start.plan, roster, openings, progress.note)
         return Federation(
             courier, start, options, aggregation=aggregation, save=store.save, progress=progress
         ).run()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from crossrec_model.config import FederationConfig, is_statistics_round
 from crossrec_model.secagg.messages import Kind
+from crossrec_model.secagg.sums import subject_of
 from crossrec_model.wire.codec import FloatVector
 from crossrec_model.wire.messages import EvaluateRequest, TrainRequest, WelcomeReply, encode
 from server.aggregation import Aggregation, Gathered, Question
@@ -82,6 +83,7 @@ class RoundRunner:
             kind=Kind.TRAIN,
             run=model.run,
             round=number,
+            subject=subject_of(Kind.TRAIN, model.run, number, model.parameters),
             dimension=self.agreed.dimension,
             metrics=self.agreed.training_metrics,
             request=request,
@@ -116,6 +118,7 @@ class RoundRunner:
             kind=Kind.EVALUATE,
             run=model.run,
             round=model.round,
+            subject=subject_of(Kind.EVALUATE, model.run, model.round, model.parameters),
             dimension=0,
             metrics=self.agreed.evaluation_metrics,
             request=request,

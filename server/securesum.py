@@ -12,7 +12,7 @@ from crossrec_model.errors import WireError
 from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.agreement import Terms, plan_digest
 from crossrec_model.secagg.coordinator import Collecting, Unmasking
-from crossrec_model.secagg.errors import SecureSumError
+from crossrec_model.secagg.errors import SecureSumError, SharesError, SurvivorsError
 from crossrec_model.secagg.gathering import Agreement, Inviting
 from crossrec_model.secagg.grid import Grid
 from crossrec_model.secagg.masking import Numbers
@@ -20,6 +20,7 @@ from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire.messages import Secure, decode_as, encode
 from server.aggregation import CohortTooSmallError, Gathered, Question, part_of
 from server.courier import Courier, Lost, NodeId
+from server.openings import Openings
 
 #: Agreeing on keys and revealing shares is a moment's work for an idle platform.
 SHORT_TRIP_S: Final = 60.0
@@ -53,7 +54,12 @@ class SecureSum:
     """
 
     def __init__(
-        self, courier: Courier, plan: Plan, roster: Roster, note: Callable[[str], None]
+        self,
+        courier: Courier,
+        plan: Plan,
+        roster: Roster,
+        openings: Openings,
+        note: Callable[[str], None],
     ) -> None:
         self._courier, self._limits, self._note = courier, plan.aggregation, note
         self._timeout_s = plan.federation.round_timeout_s
@@ -65,13 +71,17 @@ class SecureSum:
         Grid.of(self._limits, ()).bits(len(roster.members))
         self._epoch: _Epoch | None = None
         self._slot = 0
-        #: Sums that platforms may have begun to open, and over whom: they open no other list.
-        self._begun: dict[tuple[frames.Kind, int], tuple[str, ...]] = {}
+        self._openings = openings
 
     @property
     def least(self) -> int:
         """The threshold of the roster."""
         return self._terms.threshold
+
+    @property
+    def most(self) -> int:
+        """All platforms of the roster."""
+        return len(self._terms.roster.members)
 
     def objection(self, platform: str) -> str | None:
         """Only platforms of the roster take part."""
@@ -96,23 +106,22 @@ class SecureSum:
             epoch = self._agreed(question, self._allowed(question, seats), lost)
             unmasking = self._collect(question, epoch, lost)
             total = self._open(unmasking, epoch, lost)
+            mean = Grid.of(self._limits, question.metrics).decode(
+                total,
+                question.dimension,
+                bits=unmasking.ticket.bits,
+                members=len(unmasking.survivors),
+            )
         except SecureSumError as error:
             self._epoch = None
             raise CohortTooSmallError(str(error), lost) from None
-        self._begun.clear()
         if lost:
             self._epoch = None
-        mean = Grid.of(self._limits, question.metrics).decode(
-            total,
-            question.dimension,
-            bits=unmasking.ticket.bits,
-            members=len(unmasking.survivors),
-        )
         return Gathered(mean=mean, contributors=unmasking.survivors, lost=lost)
 
     def _allowed(self, question: Question, seats: Mapping[str, NodeId]) -> Mapping[str, NodeId]:
         """Return who may be in this sum: the same as before where it was begun to be opened."""
-        same = self._begun.get((question.kind, question.round))
+        same = self._openings.of(question.kind, question.round)
         if same is None:
             return seats
         if missing := [platform for platform in same if platform not in seats]:
@@ -161,10 +170,15 @@ class SecureSum:
             except SecureSumError as error:
                 raise _MissingError({platform: str(error)}) from None
         listing = inviting.close(keys)
-        shares = self._all(seats, dict.fromkeys(seats, listing.message), frames.Shares)
-        delivering = listing.close(shares)
-        ready = self._all(seats, delivering.messages(), frames.Ready)
-        return delivering.close(ready)
+        try:
+            shares = self._all(seats, dict.fromkeys(seats, listing.message), frames.Shares)
+            delivering = listing.close(shares)
+            ready = self._all(seats, delivering.messages(), frames.Ready)
+            return delivering.close(ready)
+        except SharesError as error:
+            if error.platform is None:
+                raise
+            raise _MissingError({error.platform: str(error)}) from None
 
     def _collect(self, question: Question, epoch: _Epoch, lost: dict[str, str]) -> Unmasking:
         """Step 2: one masked vector of each member, added as it comes."""
@@ -178,7 +192,7 @@ class SecureSum:
             length=question.length,
         )
         self._slot += 1
-        collecting = Collecting(agreement=epoch.agreement, ticket=ticket)
+        collecting = Collecting(agreement=epoch.agreement, ticket=ticket, subject=question.subject)
         names = {node: platform for platform, node in epoch.seats.items()}
         payload = question.request(frames.encode(ticket))
         answers = self._courier.exchange(dict.fromkeys(names, payload), timeout_s=self._timeout_s)
@@ -196,7 +210,14 @@ class SecureSum:
     def _open(self, unmasking: Unmasking, epoch: _Epoch, lost: dict[str, str]) -> Numbers:
         """Step 3: shares of every survivor, then the sum."""
         seats = {platform: epoch.seats[platform] for platform in unmasking.survivors}
-        self._begun[unmasking.ticket.kind, unmasking.ticket.round] = unmasking.survivors
+        kind, number = unmasking.ticket.kind, unmasking.ticket.round
+        before = self._openings.of(kind, number)
+        if before is not None and before != unmasking.survivors:
+            raise SurvivorsError(
+                f"round {number} was begun to be opened over {', '.join(before)} and can be opened "
+                "over nobody else"
+            )
+        self._openings.begin(kind, number, unmasking.survivors)
         asked = dict.fromkeys(seats, unmasking.message)
         for platform, reveal in self._ask(seats, asked, frames.Reveal).items():
             if isinstance(reveal, str):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from crossrec_model.config import Plan
 from crossrec_model.errors import FederationError, WireError
 from crossrec_model.secagg.errors import NotFiniteError, OutOfTurnError
-from crossrec_model.secagg.messages import Kind
+from crossrec_model.secagg.messages import MAX_PLATFORMS, Kind
 from crossrec_model.wire.codec import FloatVector, Pieces, Reader, Vector
 from crossrec_model.wire.contribution import Contribution, Mean
 from server.aggregation import CohortTooSmallError, Gathered, Question, part_of
@@ -60,8 +60,18 @@ class PlainSealer:
         """There is nothing to agree on."""
         raise OutOfTurnError(f"a frame of {len(frame)} bytes came, but sums are not secure here")
 
+    def check(self, ticket: bytes, dimension: int, *, run: bytes, kind: Kind, number: int) -> None:
+        """Every sum is fine here."""
+
     def seal(
-        self, ticket: bytes, contribution: Contribution, *, run: bytes, kind: Kind, number: int
+        self,
+        ticket: bytes,
+        contribution: Contribution,
+        *,
+        run: bytes,
+        kind: Kind,
+        number: int,
+        subject: bytes,
     ) -> Pieces:
         """Return the contribution's vector."""
         return _VECTOR.pieces(pack(contribution))
@@ -69,6 +79,8 @@ class PlainSealer:
 
 class PlainSum:
     """Adds up vectors in sorted order of platform id, so that a sum has one value."""
+
+    most = MAX_PLATFORMS
 
     def __init__(self, courier: Courier, plan: Plan, *, least: int = 1) -> None:
         self._courier, self.least = courier, least

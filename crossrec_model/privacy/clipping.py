@@ -26,6 +26,7 @@ def clip_update(update: npt.NDArray[np.float32], *, norm: float, bound: float) -
         raise NotFiniteError("the update holds NaN or an infinity; nothing is sent")
     factor = min(1.0, norm / length if length else 1.0, bound / largest if largest else 1.0)
     if factor < 1.0:
+        np.multiply(update, np.float32(factor), out=update)
         # Rounding may leave the last bit above the bound.
-        np.clip(update * np.float32(factor), -bound, bound, out=update)
+        np.clip(update, -bound, bound, out=update)
     return factor

@@ -31,6 +31,7 @@ from crossrec_model.secagg.shamir import share_many
 #: Every bundle has a key of its own, so the nonce may be the same in all.
 _NONCE = bytes(12)
 _SIGNATURE_BYTES = 64
+_ANY_PRIVATE = bytes(range(32))
 #: Two shares a slot: of the pair key, then of the self mask's seed.
 SLOT_BYTES = 2 * SHARE_BYTES
 
@@ -140,6 +141,9 @@ def check_keys(terms: Terms, invite: frames.Invite, keys: frames.Keys) -> None:
         raise KeyListError(f"the keys of platform {keys.platform} are of another agreement")
     if not len(keys.pairs) == len(keys.commitments) == 32 * keys.slots:
         raise KeyListError(f"platform {keys.platform} did not give one key for each slot")
+    for public in (keys.channel, *(keys.pair(slot) for slot in range(keys.slots))):
+        # With any private key: weak keys give the same secret to everybody.
+        exchange(_ANY_PRIVATE, public, keys.platform)
     try:
         identities[keys.platform].verify("keys", signed_part(keys), keys.signature)
     except SignatureError:
@@ -279,10 +283,10 @@ class Listed:
                 bundle = cipher.decrypt(_NONCE, sealed, self.transcript)
             except InvalidTag:
                 raise SharesError(
-                    f"the shares of platform {name} are not its own, or of another key list"
+                    f"the shares of platform {name} are not its own, or of another key list", name
                 ) from None
             if len(bundle) != SLOT_BYTES * self.invite.slots:
-                raise SharesError(f"platform {name} did not share the secrets of each slot")
+                raise SharesError(f"platform {name} did not share the secrets of each slot", name)
             held[name] = bundle
         return Agreed(
             terms=self.terms,

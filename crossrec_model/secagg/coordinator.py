@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.agreement import commitment, exchange, public_of
@@ -25,6 +26,9 @@ from crossrec_model.secagg.messages import SHARE_BYTES
 from crossrec_model.secagg.shamir import combine_many
 from crossrec_model.secagg.sums import SumDomain
 
+#: Sets of reveals that are tried before a sum is given up.
+_MOST_SETS: Final = 500
+
 
 @dataclass(kw_only=True, eq=False)
 class Collecting:
@@ -32,6 +36,7 @@ class Collecting:
 
     agreement: Agreement
     ticket: frames.Ticket
+    subject: bytes
     total: Numbers = field(init=False)
     _added: set[str] = field(default_factory=set, init=False)
     _closed: bool = field(default=False, init=False)
@@ -74,6 +79,7 @@ class Collecting:
         return Unmasking(
             agreement=self.agreement,
             ticket=self.ticket,
+            subject=self.subject,
             total=self.total,
             survivors=tuple(sorted(self._added)),
         )
@@ -85,6 +91,7 @@ class Unmasking:
 
     agreement: Agreement
     ticket: frames.Ticket
+    subject: bytes
     total: Numbers
     survivors: tuple[str, ...]
     _reveals: dict[str, frames.Reveal] = field(default_factory=dict, init=False)
@@ -141,6 +148,7 @@ class Unmasking:
             run=self.agreement.invite.run,
             transcript=self.agreement.transcript,
             ticket=self.ticket,
+            subject=self.subject,
         )
         add: list[bytes] = []
         subtract = [domain.self_key(seeds[name], name) for name in self.survivors]
@@ -166,10 +174,10 @@ class Unmasking:
         numbers = {name: x for x, name in enumerate(self.agreement.members, start=1)}
         shares = {numbers[name]: part(reveal) for name, reveal in self._reveals.items()}
         found: dict[str, bytes] = {}
-        for left_out in (None, *shares):
-            some = {x: share for x, share in shares.items() if x != left_out}
-            if len(some) < threshold:
-                continue
+        # All honest, the first set fits; the limit bounds the work that liars can cause.
+        sets = itertools.combinations(sorted(shares), threshold)
+        for chosen in itertools.islice(sets, _MOST_SETS):
+            some = {x: shares[x] for x in chosen}
             try:
                 secrets = combine_many(some, threshold=threshold)
             except SharesError:
@@ -178,7 +186,10 @@ class Unmasking:
             if all(fits(name, secret) for name, secret in found.items()):
                 return found
         bad = min((name for name, s in found.items() if not fits(name, s)), default=owners[0])
-        raise SharesError(f"the shares of platform {bad} don't give the secret it committed to")
+        raise SharesError(
+            f"no set of {threshold} answers gives the secret that platform {bad} committed to: it "
+            "shared another one, or too many answers are false"
+        )
 
     def _is_seed(self, owner: str, secret: bytes) -> bool:
         slot = self.ticket.slot

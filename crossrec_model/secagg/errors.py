@@ -30,7 +30,15 @@ class ParametersError(SecureSumError):
 
 
 class SharesError(SecureSumError):
-    """Shares that are too few, malformed, or don't fit together."""
+    """Shares that are too few, malformed, or don't fit together; `platform` is at fault, if known."""
+
+    def __init__(self, message: str, platform: str | None = None) -> None:
+        super().__init__(message)
+        self.platform = platform
+
+
+class ImplausibleSumError(SecureSumError):
+    """A sum that no contributions within the grid can have: somebody sent something else."""
 
 
 class OutOfTurnError(SecureSumError):

@@ -73,14 +73,17 @@ class Listing:
         transcript = self.transcript
         for platform in self.members:
             if platform not in answers:
-                raise SharesError(f"platform {platform} sent no shares")
+                raise SharesError(f"platform {platform} sent no shares", platform)
             shares = answers[platform]
             if (shares.epoch, shares.transcript) != (self.invite.epoch, transcript):
-                raise SharesError(f"the shares of platform {platform} are for another key list")
+                raise SharesError(
+                    f"the shares of platform {platform} are for another key list", platform
+                )
             if len(shares.bundles) != len(self.members) - 1:
                 raise SharesError(
                     f"platform {platform} sent {len(shares.bundles)} bundles, "
-                    f"not {len(self.members) - 1}"
+                    f"not {len(self.members) - 1}",
+                    platform,
                 )
         return Delivering(listing=self, transcript=transcript, shares=answers)
 
@@ -113,7 +116,7 @@ class Delivering:
         expected = frames.Ready(epoch=self.listing.invite.epoch, transcript=self.transcript)
         for platform in self.listing.members:
             if answers.get(platform) != expected:
-                raise SharesError(f"platform {platform} did not confirm its shares")
+                raise SharesError(f"platform {platform} did not confirm its shares", platform)
         return Agreement(
             terms=self.listing.terms,
             invite=self.listing.invite,

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from crossrec_model.errors import ConfigError, FederationError
+from crossrec_model.errors import ConfigError
 from crossrec_model.randomness import SystemRandomness
-from crossrec_model.secagg.errors import NotFiniteError, ValueOutOfBoundsError
+from crossrec_model.secagg.errors import ImplausibleSumError, NotFiniteError, ValueOutOfBoundsError
 from crossrec_model.secagg.masking import CHUNK_BYTES, WIDTHS, KeyStream, Numbers, number_type
 from crossrec_model.wire.contribution import Mean, metric_bounds
 
@@ -143,7 +143,8 @@ class Grid:
 
         Raises:
             ValueError: for a total of another length or type.
-            FederationError: if the total weight is not above 0.
+            ImplausibleSumError: if the total weight is not above 0, or a number is larger than
+                `members` contributions can make it: one of them was not on the grid.
         """
         if len(total) != self.length(dimension) or total.dtype != number_type(bits):
             raise ValueError(
@@ -152,9 +153,11 @@ class Grid:
             )
         tail = _signed(total[dimension:], bits).astype(np.float64)
         weight = float(tail[0]) * self.max_weight / self.levels
-        if not weight > 0:
-            raise FederationError(
-                f"the cohort's total weight is {weight}; at least one platform must have data"
+        most = members * self.levels
+        if not (weight > 0 and float(np.abs(tail).max()) <= most):
+            raise ImplausibleSumError(
+                "the sum's weight or metrics are not those of any contributions: no platform has "
+                "data, or one did not follow the protocol"
             )
         # The weight's step cancels: a mean is the ratio of two integers, times the block's bound.
         scales = np.array(self.metric_bounds, dtype=np.float64) / float(tail[0])
@@ -164,6 +167,11 @@ class Grid:
         for start in range(0, dimension, CHUNK):
             part = update[start : start + CHUNK]
             numbers = _signed(total[start : start + len(part)], bits)
+            if len(numbers) and max(int(numbers.max()), -int(numbers.min())) > most:
+                raise ImplausibleSumError(
+                    "a coordinate of the sum is beyond the grid's bounds: the platforms were sent "
+                    "different models, or one did not follow the protocol"
+                )
             np.multiply(numbers, limit / float(tail[0]), out=part)
             largest = max(largest, float(part.max()), -float(part.min()))
         return Mean(

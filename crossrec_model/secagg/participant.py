@@ -179,6 +179,12 @@ class Participant:
             self.state = Idle()
             raise
 
+    def check(
+        self, ticket: bytes, dimension: int, *, run: bytes, kind: frames.Kind, number: int
+    ) -> None:
+        """Check a ticket before any work is done for it; raises as `seal`."""
+        self._checked(ticket, dimension, run, kind, number)
+
     def seal(
         self,
         ticket: bytes,
@@ -187,35 +193,34 @@ class Participant:
         run: bytes,
         kind: frames.Kind,
         number: int,
+        subject: bytes,
     ) -> Pieces:
         """Step 4: return the frame of the masked vector; `contribution.update` becomes part of it.
 
+        `subject` is `sums.subject_of` the request that is answered.
+
         Raises:
-            NotFiniteError, ValueOutOfBoundsError: for a contribution that the grid can't hold; the
-                slot is not spent and the state stays.
+            NotFiniteError, ValueOutOfBoundsError: for a contribution that the grid can't hold.
             OldSlotError: for a slot that is not above all before it.
             ParametersError: for a ticket with another modulus, grid, length, kind or round.
             OutOfTurnError: without a finished key agreement.
             KeyListError: for a member's weak public key.
         """
+        dimension = len(contribution.update)
+        agreed, asked = self._checked(ticket, dimension, run, kind, number)
         try:
-            asked = frames.decode_as(frames.Ticket, ticket)
-            agreed = self._ready_for(asked, run)
-            self._check_parameters(asked, contribution, len(agreed.members), kind, number)
-            masker = _masker(agreed, asked)
-        except WireError as error:
-            self.state = Idle()
-            raise ParametersError(f"the ticket of the sum is malformed: {error}") from None
+            masker = _masker(agreed, asked, subject)
+            chunks = self._grids[kind].encode_into(
+                contribution.update,
+                contribution.weight,
+                contribution.metrics,
+                bits=asked.bits,
+                randomness=self._randomness,
+            )
         except SecureSumError:
+            # What can't be sent must not be asked for again and again.
             self.state = Idle()
             raise
-        chunks = self._grids[kind].encode_into(
-            contribution.update,
-            contribution.weight,
-            contribution.metrics,
-            bits=asked.bits,
-            randomness=self._randomness,
-        )
         # From here on the slot is spent, whatever happens.
         self.state = Sealed(agreed=agreed, ticket=asked)
         head = frames.Upload(
@@ -264,13 +269,24 @@ class Participant:
             )
         return agreed
 
+    def _checked(
+        self, ticket: bytes, dimension: int, run: bytes, kind: frames.Kind, number: int
+    ) -> tuple[Agreed, frames.Ticket]:
+        """The keys and the ticket of a sum that is due now, with the plan's own parameters."""
+        try:
+            asked = frames.decode_as(frames.Ticket, ticket)
+            agreed = self._ready_for(asked, run)
+            self._check_parameters(asked, dimension, len(agreed.members), kind, number)
+        except WireError as error:
+            self.state = Idle()
+            raise ParametersError(f"the ticket of the sum is malformed: {error}") from None
+        except SecureSumError:
+            self.state = Idle()
+            raise
+        return agreed, asked
+
     def _check_parameters(
-        self,
-        asked: frames.Ticket,
-        contribution: Contribution,
-        members: int,
-        kind: frames.Kind,
-        number: int,
+        self, asked: frames.Ticket, dimension: int, members: int, kind: frames.Kind, number: int
     ) -> None:
         grid = self._grids[kind]
         own = {
@@ -278,7 +294,7 @@ class Participant:
             "round": number,
             "bits": grid.bits(members),
             "levels": grid.levels,
-            "length": len(contribution.update) + 1 + len(contribution.metrics),
+            "length": grid.length(dimension),
         }
         for name, value in own.items():
             if getattr(asked, name) != value:
@@ -298,10 +314,10 @@ def _epoch_of(state: State) -> bytes | None:
             return None
 
 
-def _masker(agreed: Agreed, ticket: frames.Ticket) -> Masker:
+def _masker(agreed: Agreed, ticket: frames.Ticket, subject: bytes) -> Masker:
     """All masks of one platform in a sum: its own, and one with every other member."""
     run, slot, me = agreed.invite.run, ticket.slot, agreed.platform
-    domain = SumDomain(run=run, transcript=agreed.transcript, ticket=ticket)
+    domain = SumDomain(run=run, transcript=agreed.transcript, ticket=ticket, subject=subject)
     private = agreed.secrets.pair(slot)
     add = [domain.self_key(agreed.secrets.mask(slot), me)]
     subtract: list[bytes] = []

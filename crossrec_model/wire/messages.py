@@ -48,10 +48,8 @@ class FailureCode(IntEnum):
     OTHER_VERSION = 2
     UNEXPECTED = 3
     PLAN_REFUSED = 4
-    NOT_FINITE = 5
     INTERNAL = 6
-    OUT_OF_BOUNDS = 7
-    LEFT_THE_SUM = 8
+    LEFT_THE_SUM = 7
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,15 +18,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients import keys
+from clients import opened as opened_file
 from clients.keys import (
-    Opened,
     load_identity,
     load_roster,
     make_identity,
     pin,
     write_card,
 )
+from clients.opened import Opened
 from clients.platform import main
 from clients.state import StateError
 from crossrec_model.errors import CrossrecError
@@ -428,12 +428,12 @@ def test_the_last_64_runs_are_kept(opened: Opened, folder: Path) -> None:
 def test_the_fullest_record_can_be_read_back() -> None:
     names = tuple(f"{i:03}" + "x" * 61 for i in range(100))
     records = [
-        keys._Record(run=bytes((run,)) * 16, kind=kind, round=2**32 - 1, survivors=names)
-        for run in range(keys.RUNS)
-        for kind in range(keys.KINDS)
+        opened_file._Record(run=bytes((run,)) * 16, kind=kind, round=2**32 - 1, survivors=names)
+        for run in range(opened_file.RUNS)
+        for kind in range(opened_file.KINDS)
     ]
-    assert keys._latest_runs(records) == records
-    assert keys._records(keys._document(records)) == records
+    assert opened_file._latest_runs(records) == records
+    assert opened_file._records(opened_file._document(records)) == records
 
 
 def test_damage_is_never_taken_for_nothing(opened: Opened, folder: Path) -> None:
@@ -489,7 +489,7 @@ def test_what_can_not_be_written_is_not_opened(
 CHILD = """
 import sys
 from pathlib import Path
-from clients.keys import Opened
+from clients.opened import Opened
 opened = Opened(Path(sys.argv[1]))
 for round in range(1, 1_000_000):
     opened.check_and_record(bytes(16), 0, round, ("A", "B", "C"))

@@ -29,6 +29,7 @@ from crossrec_model.secagg.messages import Kind
 from crossrec_model.wire import messages as wire
 from server.federation import Federation, RunOptions, fresh_start
 from server.flower import GridCourier
+from server.openings import Openings
 from server.progress import PlainProgress as CoordinatorLines
 from server.securesum import SecureSum
 from simulations.grid import InProcessGrid
@@ -60,7 +61,7 @@ def home(prepared, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path
     start = fresh_start(plan, initial_vector(plan))
     options = RunOptions(platforms=3, evaluate_every=2)
     lines, courier = CoordinatorLines(sys.stdout), GridCourier(grid)
-    aggregation = SecureSum(courier, plan, read_roster(roster).roster, lines.note)
+    aggregation = SecureSum(courier, plan, read_roster(roster).roster, Openings(b""), lines.note)
     end = Federation(
         courier,
         start,

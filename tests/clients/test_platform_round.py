@@ -17,6 +17,7 @@ from crossrec_model.errors import ConfigError
 from crossrec_model.parameters import Layout, initial_vector
 from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.secagg import messages as frames
+from crossrec_model.secagg.sums import subject_of
 from crossrec_model.statistics import active_users, measure, shared_log_popularity
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Reader, Vector
@@ -301,7 +302,7 @@ def test_numbers_that_are_not_finite_never_pass(datasets, plan) -> None:
     huge[: Layout(plan.model).trained] = 3e38
     with np.errstate(all="ignore"):
         code = _failure(_train(platform, plan, 2, huge))
-    assert code == wire.FailureCode.NOT_FINITE
+    assert code == wire.FailureCode.LEFT_THE_SUM
     # Its operator is told by name; the other side gets no more than the code.
     (line,) = said
     assert line.startswith("this platform leaves the sum (NotFiniteError): the update holds NaN")
@@ -378,6 +379,7 @@ def test_what_the_grid_can_not_hold_stays_here_and_is_named_by_a_code(datasets, 
             kind=frames.Kind.TRAIN,
             run=RUN,
             round=number,
+            subject=subject_of(frames.Kind.TRAIN, RUN, number, parameters),
             dimension=len(parameters),
             metrics=("loss",),
             request=request,
@@ -389,7 +391,7 @@ def test_what_the_grid_can_not_hold_stays_here_and_is_named_by_a_code(datasets, 
         with pytest.raises(CohortTooSmallError) as caught:
             aggregation.gather(question(vector, 2), seats)
         assert caught.value.lost == ("A", "B", "C")
-        assert str(caught.value).count("failed with code OUT_OF_BOUNDS") == 3
+        assert str(caught.value).count("failed with code LEFT_THE_SUM") == 3
         assert [line.split(":")[0] for line in said if "leaves the sum" in line] == [
             "this platform leaves the sum (ValueOutOfBoundsError)"
         ] * 3

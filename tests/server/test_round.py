@@ -102,8 +102,8 @@ def test_the_sum_does_not_depend_on_who_answers_first() -> None:
         (lambda _: b"rubbish", "magic"),
         (lambda _: wire.encode(wire.Ack()), "Ack came where SumReply was due"),
         (
-            lambda _: wire.encode(wire.Failure(code=wire.FailureCode.NOT_FINITE)),
-            "failed with code NOT_FINITE",
+            lambda _: wire.encode(wire.Failure(code=wire.FailureCode.LEFT_THE_SUM)),
+            "failed with code LEFT_THE_SUM",
         ),
         (_train([1, 1, 1], 1, round=4), "answered for round 4, not 5"),
         (_train([1, 1, 1], 1, run=bytes([1] * 16)), "answered for round 5, not 5"),

@@ -62,7 +62,7 @@ def test_a_cohort_without_weight_has_no_mean() -> None:
 
 def test_a_plain_sealer_sends_the_vector_and_knows_no_protocol() -> None:
     sealer, contribution = PlainSealer(Plan()), _contribution([0.5, -2.0], 3.0, (0.25,))
-    pieces = sealer.seal(b"", contribution, run=bytes(16), kind=Kind.TRAIN, number=1)
+    pieces = sealer.seal(b"", contribution, run=bytes(16), kind=Kind.TRAIN, number=1, subject=b"")
     reader = Reader(b"".join(pieces))
     np.testing.assert_array_equal(Vector("sent").read(reader), [1.5, -6.0, 3.0, 0.75])
     reader.end()

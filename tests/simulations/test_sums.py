@@ -18,6 +18,7 @@ from crossrec_model.errors import ConfigError, FederationError
 from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.errors import OldRoundError, OtherListError, SecureSumError
 from crossrec_model.secagg.messages import Kind
+from crossrec_model.secagg.sums import subject_of
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.contribution import Contribution
 from server.aggregation import Aggregation, Gathered, Question
@@ -96,7 +97,12 @@ class _Platform:
         part = _part(self.name, kind, message.round)
         self.spoil(message, part)
         body = self.sealer.seal(
-            message.ticket, part, run=message.run, kind=kind, number=message.round
+            message.ticket,
+            part,
+            run=message.run,
+            kind=kind,
+            number=message.round,
+            subject=subject_of(kind, message.run, message.round, message.parameters),
         )
         return wire.SumReply(run=message.run, round=message.round, body=body)
 
@@ -273,10 +279,10 @@ def test_a_platform_lost_while_a_sum_is_opened_is_still_in_it(count: int) -> Non
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (np.nan, "NOT_FINITE"),
-        (np.inf, "NOT_FINITE"),
-        (1.5, "OUT_OF_BOUNDS"),
-        (-3e38, "OUT_OF_BOUNDS"),
+        (np.nan, "LEFT_THE_SUM"),
+        (np.inf, "LEFT_THE_SUM"),
+        (1.5, "LEFT_THE_SUM"),
+        (-3e38, "LEFT_THE_SUM"),
     ],
 )
 def test_a_spoilt_contribution_stays_away_and_the_others_go_on(number: float, code: str) -> None:
@@ -300,7 +306,7 @@ def test_a_metric_out_of_bounds_costs_an_evaluation_of_four_one_platform() -> No
     run = _run(secure_sums("ABCD"), spoil={"A": spoil})
     assert run.contributors == [tuple("ABCD")] * ROUNDS
     assert run.sums[Kind.EVALUATE, 2].contributors == tuple("BCD")
-    assert "platform A was left out: the platform failed with code OUT_OF_BOUNDS" in run.said
+    assert "platform A was left out: the platform failed with code LEFT_THE_SUM" in run.said
     _check_means(run)
 
 

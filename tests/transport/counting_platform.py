@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from clients.connection import Handler
-from clients.keys import Opened, load_identity, read_roster
+from clients.keys import load_identity, read_roster
+from clients.opened import Opened
 from clients.sealing import Sealer, SealerFor, secure_sealer
 from crossrec_model.config import Plan
 from crossrec_model.errors import CrossrecError
 from crossrec_model.secagg.errors import SecureSumError
 from crossrec_model.secagg.messages import Kind
+from crossrec_model.secagg.sums import subject_of
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.contribution import Contribution
 from simulations.plain import PlainSealer
@@ -79,7 +81,12 @@ def make_handler(
     ) -> wire.Reply:
         part = Contribution(update=update, weight=weight, metrics=(metric,))
         body = sealer[0].seal(
-            message.ticket, part, run=message.run, kind=kind, number=message.round
+            message.ticket,
+            part,
+            run=message.run,
+            kind=kind,
+            number=message.round,
+            subject=subject_of(kind, message.run, message.round, message.parameters),
         )
         return wire.SumReply(run=message.run, round=message.round, body=body)
 
