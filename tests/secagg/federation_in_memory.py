@@ -116,6 +116,21 @@ class Openings:
         self.latest[run, kind] = (round, survivors)
 
 
+class GivenFirst:
+    """Randomness whose first draw is given, which is a platform's seed of a key agreement."""
+
+    def __init__(self, first: bytes) -> None:
+        self._first: bytes | None = first
+
+    def bytes(self, count: int) -> bytes:
+        """The given bytes, then those of the operating system."""
+        given, self._first = self._first, None
+        if given is None:
+            return SYSTEM.bytes(count)
+        assert len(given) == count
+        return given
+
+
 class Federation:
     """N platforms with fresh identities, and the coordinator's steps with those that are named."""
 
@@ -127,14 +142,18 @@ class Federation:
         share: float = 1 / 3,
         terms: Callable[[Roster], Terms] | None = None,
         records: Mapping[str, RecordOpening] | None = None,
+        identities: Mapping[str, IdentityKey] | None = None,
+        signer: IdentityKey | None = None,
     ) -> None:
         self.names = tuple(f"p{number:02}" for number in range(1, count + 1))
-        self.identities = {name: IdentityKey.generate(SYSTEM) for name in self.names}
+        self.identities = dict(
+            identities or {name: IdentityKey.generate(SYSTEM) for name in self.names}
+        )
         self.roster = Roster(
             federation="test",
             version=1,
             members=tuple(Member(name, self.identities[name].public) for name in self.names),
-            signer=IdentityKey.generate(SYSTEM).public,
+            signer=(signer or IdentityKey.generate(SYSTEM)).public,
         )
         self.terms = (
             terms(self.roster)
@@ -145,14 +164,14 @@ class Federation:
         self.records = dict(records or {name: Openings() for name in self.names})
         self.platforms = {name: self.made(name) for name in self.names}
 
-    def made(self, name: str) -> Participant:
+    def made(self, name: str, randomness: SystemRandomness = SYSTEM) -> Participant:
         """A platform's side, as a process that has just started has it."""
         return Participant(
             platform=name,
             identity=self.identities[name],
             terms=self.terms,
             grids=dict.fromkeys(Kind, self.grid),
-            randomness=SYSTEM,
+            randomness=randomness,
             record=self.records[name],
         )
 
@@ -174,9 +193,15 @@ class Federation:
             plan=self.terms.plan,
         )
 
-    def listing(self, members: Iterable[str] | None = None, *, slots: int = 3) -> Listing:
+    def listing(
+        self,
+        members: Iterable[str] | None = None,
+        *,
+        slots: int = 3,
+        invite: frames.Invite | None = None,
+    ) -> Listing:
         """Step 1 with these members, or all platforms."""
-        inviting = Inviting(terms=self.terms, invite=self.invite(slots=slots))
+        inviting = Inviting(terms=self.terms, invite=invite or self.invite(slots=slots))
         members = self.names if members is None else members
         return inviting.close(
             {name: self.ask(name, inviting.invite, frames.Keys) for name in members}
@@ -188,9 +213,15 @@ class Federation:
             {name: self.ask(name, listing.message, frames.Shares) for name in listing.members}
         )
 
-    def agree(self, members: Iterable[str] | None = None, *, slots: int = 3) -> Agreement:
+    def agree(
+        self,
+        members: Iterable[str] | None = None,
+        *,
+        slots: int = 3,
+        invite: frames.Invite | None = None,
+    ) -> Agreement:
         """Steps 1 to 3 with these members, or all platforms."""
-        delivering = self.delivering(self.listing(members, slots=slots))
+        delivering = self.delivering(self.listing(members, slots=slots, invite=invite))
         return delivering.close(
             {
                 name: self.ask(name, delivery, frames.Ready)
@@ -231,6 +262,7 @@ class Federation:
             run=run,
             kind=ticket.kind,
             number=ticket.round,
+            subject=b"",
         )
         return b"".join(pieces)
 
@@ -238,7 +270,7 @@ class Federation:
         self, agreement: Agreement, ticket: frames.Ticket, parts: Mapping[str, Part]
     ) -> Unmasking:
         """Step 4 with the platforms whose parts are given."""
-        collecting = Collecting(agreement=agreement, ticket=ticket)
+        collecting = Collecting(agreement=agreement, ticket=ticket, subject=b"")
         for name, part in parts.items():
             collecting.add(name, self.seal(name, ticket, part))
         return collecting.close()
