@@ -32,6 +32,8 @@ from crossrec_model.wire.contribution import Contribution
 SYSTEM: Final = SystemRandomness()
 RUN: Final = bytes(range(16))
 PLAN: Final = plan_digest(b"{}")
+#: The digest of the request that every part answers.
+SUBJECT: Final = bytes(range(160, 192))
 #: Coordinates of a part: see `exact_part`.
 DIMENSION: Final = 24
 #: Steps of the coarsest grid on which parts are exact; every multiple of it will do.
@@ -262,7 +264,7 @@ class Federation:
             run=run,
             kind=ticket.kind,
             number=ticket.round,
-            subject=b"",
+            subject=SUBJECT,
         )
         return b"".join(pieces)
 
@@ -270,7 +272,7 @@ class Federation:
         self, agreement: Agreement, ticket: frames.Ticket, parts: Mapping[str, Part]
     ) -> Unmasking:
         """Step 4 with the platforms whose parts are given."""
-        collecting = Collecting(agreement=agreement, ticket=ticket, subject=b"")
+        collecting = Collecting(agreement=agreement, ticket=ticket, subject=SUBJECT)
         for name, part in parts.items():
             collecting.add(name, self.seal(name, ticket, part))
         return collecting.close()

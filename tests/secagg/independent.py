@@ -102,8 +102,8 @@ def unmasked(
     """Take all masks off one platform's vector, with its secrets.
 
     Args:
-        parts: what every mask of the sum depends on: run, transcript, slot, kind, round, bits, levels,
-            length.
+        parts: what every mask of the sum depends on: run, transcript, subject, slot, kind, round, bits,
+            levels, length.
         publics: the other members' public keys of the slot.
     """
     total = numbers_of(body, bits)

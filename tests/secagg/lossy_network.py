@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Final, cast
 from federation_in_memory import (
     LEVELS_OF_WIDTH,
     RUN,
+    SUBJECT,
     Federation,
     Part,
     modulo,
@@ -308,7 +309,7 @@ class Network(RuleBasedStateMachine):
         self.number = max(1, self.number) if again else self.number + 1
         ticket = self.federation.ticket(agreement, self.slot, number=self.number)
         self.slot, self.additions = self.slot + 1, {}
-        collecting = Collecting(agreement=agreement, ticket=ticket)
+        collecting = Collecting(agreement=agreement, ticket=ticket, subject=SUBJECT)
         self._next(collecting, dict.fromkeys(agreement.members, ticket))
 
     def _ask_for_shares(self, unmasking: Unmasking) -> None:
@@ -349,7 +350,7 @@ class Network(RuleBasedStateMachine):
         part = self.federation.part(name, self.seed)
         platform = self.federation.platforms[name]
         pieces = platform.seal(
-            data, part.contribution, run=RUN, kind=Kind.TRAIN, number=self.number
+            data, part.contribution, run=RUN, kind=Kind.TRAIN, number=self.number, subject=SUBJECT
         )
         ticket = frames.decode_as(frames.Ticket, data)
         key = (ticket.epoch, ticket.slot, name)

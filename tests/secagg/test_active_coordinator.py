@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from federation_in_memory import (
     RUN,
+    SUBJECT,
     SYSTEM,
     Federation,
     is_left,
@@ -269,7 +270,9 @@ def _refuses_ticket(
     federation: Federation, name: str, ticket: frames.Ticket, error: Error, **asked: Any
 ) -> None:
     """No vector leaves: `seal` raises before it returns any, and the platform has left."""
-    expected: dict[str, Any] = {"run": RUN, "kind": Kind.TRAIN, "number": 1} | asked
+    expected: dict[str, Any] = {
+        "run": RUN, "kind": Kind.TRAIN, "number": 1, "subject": SUBJECT,
+    } | asked  # fmt: skip
     with pytest.raises(error) as caught:
         federation.platforms[name].seal(
             frames.encode(ticket), federation.part(name).contribution, **expected
@@ -308,7 +311,12 @@ def test_a_malformed_ticket(raw: bytes) -> None:
     agreement = federation.agree()
     with pytest.raises(ParametersError, match="malformed"):
         federation.platforms[A].seal(
-            raw, federation.part(A).contribution, run=RUN, kind=Kind.TRAIN, number=1
+            raw,
+            federation.part(A).contribution,
+            run=RUN,
+            kind=Kind.TRAIN,
+            number=1,
+            subject=SUBJECT,
         )
     is_left(federation, A, agreement.invite.epoch)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
-from federation_in_memory import PLAN, Federation, Part, modulo, plain_sum
+from federation_in_memory import PLAN, SUBJECT, Federation, Part, modulo, plain_sum
 from independent import at_zero, unmasked
 
 from crossrec_model.secagg import messages as frames
@@ -57,7 +57,7 @@ class Attacker:
             self.upload[_HEAD:],
             self.target,
             t.bits,
-            parts=(self.agreement.invite.run, self.agreement.transcript, *numbers),
+            parts=(self.agreement.invite.run, self.agreement.transcript, SUBJECT, *numbers),
             pair_key=at_zero({1 + members.index(name): raw for name, raw in keys.items()}),
             publics={
                 name: keys.pair(t.slot)
@@ -76,7 +76,7 @@ def test_a_late_vector_stays_closed_though_its_pair_key_is_known(count: int) -> 
     agreement = federation.agree()
     ticket = federation.ticket(agreement)
     parts = {name: federation.part(name) for name in federation.names}
-    collecting = Collecting(agreement=agreement, ticket=ticket)
+    collecting = Collecting(agreement=agreement, ticket=ticket, subject=SUBJECT)
     for name in others:
         collecting.add(name, federation.seal(name, ticket, parts[name]))
     unmasking = collecting.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from federation_in_memory import Federation, Openings, refuses
 
-from clients.keys import Opened as OpenedOnDisk
+from clients.opened import Opened as OpenedOnDisk
 from clients.state import StateError
 from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.errors import (
