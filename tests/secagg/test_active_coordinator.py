@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from federation_in_memory import (
+    DIMENSION,
     RUN,
     SUBJECT,
     SYSTEM,
@@ -25,12 +26,14 @@ from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.agreement import public_of, signed_part
 from crossrec_model.secagg.errors import (
     KeyListError,
+    NotFiniteError,
     OldSlotError,
     ParametersError,
     SecureSumError,
     SharesError,
     SignatureError,
     TooFewPlatformsError,
+    ValueOutOfBoundsError,
 )
 from crossrec_model.secagg.gathering import Listing
 from crossrec_model.secagg.identity import IdentityKey
@@ -339,3 +342,45 @@ def test_a_slot_that_was_opened() -> None:
     federation.open(federation.collect(agreement, ticket, parts))
     for name in federation.names:
         _refuses_ticket(federation, name, ticket, OldSlotError)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5])
+def test_a_part_that_the_grid_can_not_hold_leaves_the_sum(value: float) -> None:
+    federation = Federation()
+    agreement = federation.agree()
+    ticket = federation.ticket(agreement)
+    contribution = federation.part(A).contribution
+    contribution.update[3] = value
+    with pytest.raises((NotFiniteError, ValueOutOfBoundsError), match="coordinate of the update"):
+        federation.platforms[A].seal(
+            frames.encode(ticket),
+            contribution,
+            run=RUN,
+            kind=Kind.TRAIN,
+            number=1,
+            subject=SUBJECT,
+        )
+    is_left(federation, A, agreement.invite.epoch)
+
+
+def test_a_ticket_is_checked_before_the_work_as_it_is_after_it() -> None:
+    federation = Federation()
+    agreement = federation.agree()
+    ticket = federation.ticket(agreement)
+    asked: dict[str, Any] = {"run": RUN, "kind": Kind.TRAIN, "number": 1}
+    for name in federation.names:
+        federation.platforms[name].check(frames.encode(ticket), DIMENSION, **asked)
+        federation.seal(name, ticket, federation.part(name))
+    later: Any = replace(ticket, slot=1)
+    for name, wrong, error in (
+        (A, ticket, OldSlotError),
+        (B, replace(later, bits=32), ParametersError),
+        (C, replace(later, round=2), ParametersError),
+        (D, replace(later, epoch=bytes(16)), OldSlotError),
+    ):
+        with pytest.raises(error):
+            federation.platforms[name].check(frames.encode(wrong), DIMENSION, **asked)
+        is_left(federation, name, agreement.invite.epoch)
+    with pytest.raises(ParametersError, match="length of the sum is 26, the plan gives 27"):
+        federation.platforms[E].check(frames.encode(later), DIMENSION + 1, **asked)
+    is_left(federation, E, agreement.invite.epoch)
