@@ -169,7 +169,7 @@ class Cohort:
         )
         with clock("ours"):
             body = self.platforms[self.me].seal(
-                ticket, contribution, run=invite.run, kind=Kind.TRAIN, number=1
+                ticket, contribution, run=invite.run, kind=Kind.TRAIN, number=1, subject=b""
             )
         return sum(map(len, wire.encode_pieces(wire.SumReply(run=invite.run, round=1, body=body))))
 

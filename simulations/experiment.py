@@ -87,7 +87,7 @@ def run(settings: Settings) -> None:
         raise ConfigError(f"{settings.work} holds an earlier run; delete it or give another --work")
     if not settings.secure:
         console.print(WARNING, highlight=False)
-    else:
+    elif len(_sources(settings)) > 1:
         # Too few platforms are told before minutes of cleaning.
         identities_for(_sources(settings))
     platforms = _prepare(settings, console)

@@ -92,7 +92,9 @@ def signed(numbers: Numbers, bits: int) -> Integers:
 
 
 def _domain(agreement: Agreement, ticket: frames.Ticket) -> SumDomain:
-    return SumDomain(run=agreement.invite.run, transcript=agreement.transcript, ticket=ticket)
+    return SumDomain(
+        run=agreement.invite.run, transcript=agreement.transcript, ticket=ticket, subject=b""
+    )
 
 
 def _pair_keys(

@@ -123,9 +123,13 @@ class TellingParticipant(Participant):
         run: bytes,
         kind: frames.Kind,
         number: int,
+        subject: bytes,
     ) -> Pieces:
         told = struct.pack("<d", contribution.weight)
-        return *super().seal(ticket, contribution, run=run, kind=kind, number=number), told
+        sealed = super().seal(
+            ticket, contribution, run=run, kind=kind, number=number, subject=subject
+        )
+        return *sealed, told
 
 
 def grids(kind: type[Grid] = Grid) -> dict[Kind, Grid]:
@@ -238,12 +242,17 @@ class Stage:
         """Do one sum. A late vector of the target comes when the sum is open already."""
         survivors = survivors_of(number)
         ticket = self._ticket(keys.agreement, number, kind)
-        collecting = Collecting(agreement=keys.agreement, ticket=ticket)
+        collecting = Collecting(agreement=keys.agreement, ticket=ticket, subject=b"")
         sent: dict[str, bytes] = {}
         for name in sorted({*survivors, TARGET}):
             contribution = inputs(number, kind, name)
             pieces = self.platforms[name].seal(
-                frames.encode(ticket), contribution, run=self._run, kind=kind, number=number + 1
+                frames.encode(ticket),
+                contribution,
+                run=self._run,
+                kind=kind,
+                number=number + 1,
+                subject=b"",
             )
             sent[name] = b"".join(pieces)
             if name in survivors:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from clients.round import _code_of
 from clients.sealing import Sealer, SealerFor
 from crossrec_model.config import AggregationConfig, FederationConfig, Plan
 from crossrec_model.errors import ConfigError, FederationError
@@ -69,8 +68,8 @@ class _Platform:
         message = wire.decode(payload)
         try:
             return wire.encode(self._answer(message))
-        except SecureSumError as error:
-            return wire.encode(wire.Failure(code=_code_of(error)))
+        except SecureSumError:
+            return wire.encode(wire.Failure(code=wire.FailureCode.LEFT_THE_SUM))
 
     def _answer(self, message: wire.Message) -> wire.Reply:
         match message:
@@ -117,6 +116,10 @@ class _Recorded:
     @property
     def least(self) -> int:
         return self.inner.least
+
+    @property
+    def most(self) -> int:
+        return self.inner.most
 
     def objection(self, platform: str) -> str | None:
         return self.inner.objection(platform)
