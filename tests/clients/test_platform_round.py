@@ -243,9 +243,32 @@ def test_a_platform_that_comes_back_keeps_the_statistics_of_the_same_run_only(
     # What was not finished is not left for another run: sums of both could be subtracted.
     with pytest.raises(ConfigError, match="add --new-run"):
         _ask(_welcomed(datasets["A"], plan, keep=again.append, earlier=kept[-1]), other)
+    assert len(again) == 1
     finished = replace(kept[-1], finished=True)
-    _ask(_welcomed(datasets["A"], plan, keep=again.append, earlier=finished), other)
-    assert again[-1].validation is None
+    for options in ({"earlier": finished}, {"earlier": kept[-1], "new_run": True}):
+        _ask(_welcomed(datasets["A"], plan, keep=again.append, **options), other)
+        assert (again[-1].run, again[-1].validation) == (OTHER_RUN, None)
+    assert len(again) == 3
+
+
+def test_a_run_goes_on_with_its_own_plan_or_more_rounds_only(datasets, plan) -> None:
+    kept: list[Received] = []
+    vector = initial_vector(plan)
+    _train(_welcomed(datasets["A"], plan, keep=kept.append), plan, 2, vector)
+    longer = replace(plan, federation=replace(plan.federation, rounds=6))
+    again = _welcomed(datasets["A"], longer, earlier=kept[-1])
+    assert isinstance(_train(again, longer, 2, vector), wire.SumReply)
+    other = replace(plan, aggregation=AggregationConfig(clip_norm=1.0))
+    for earlier, changed in (
+        (kept[-1], other),
+        # Its last round was asked for: statistics that know the test weeks must not be trained on.
+        (replace(kept[-1], round=3), longer),
+    ):
+        stopped = _welcomed(datasets["A"], changed, earlier=earlier)
+        with pytest.raises(ConfigError, match=r"goes on with another plan .* add --new-run"):
+            _train(stopped, changed, 2, vector)
+        aware = _welcomed(datasets["A"], changed, earlier=earlier, new_run=True)
+        assert isinstance(_train(aware, changed, 2, vector), wire.SumReply)
 
 
 def test_a_coordinator_that_restarts_may_welcome_again(datasets, plan) -> None:

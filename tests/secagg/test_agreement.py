@@ -162,7 +162,7 @@ def test_a_member_that_shares_too_few_secrets() -> None:
     refuses(federation, A, wrong, SharesError, "p02 did not share the secrets of each slot")
 
 
-@pytest.mark.parametrize("weak", WEAK)
+@pytest.mark.parametrize("weak", WEAK, ids=lambda weak: weak.hex()[:8])
 def test_a_weak_channel_key(weak: bytes) -> None:
     federation = Federation()
     listing = _colluding(federation, federation.listing(), channel=weak)
@@ -170,7 +170,7 @@ def test_a_weak_channel_key(weak: bytes) -> None:
         refuses(federation, name, listing.message, KeyListError, "p03 is weak")
 
 
-@pytest.mark.parametrize("weak", WEAK)
+@pytest.mark.parametrize("weak", WEAK, ids=lambda weak: weak.hex()[:8])
 def test_a_weak_pair_key(weak: bytes) -> None:
     federation = Federation()
     listing = federation.listing()

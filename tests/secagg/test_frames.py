@@ -74,7 +74,7 @@ def _names(names: tuple[str, ...]) -> bytes:
 
 
 def by_hand(m: frames.Message) -> bytes:
-    """The frame of a message, from the table in docs/secagg.md."""
+    """The frame of a message: its fields in their order, little-endian, one after the other."""
     match m:
         case frames.Invite():
             head = struct.pack("<HB16s16sH", 1, 1, m.run, m.epoch, m.slots)

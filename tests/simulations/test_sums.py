@@ -279,16 +279,8 @@ def test_a_platform_lost_while_a_sum_is_opened_is_still_in_it(count: int) -> Non
     assert "while unmasking: the platform failed with code INTERNAL" in run.said
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (np.nan, "LEFT_THE_SUM"),
-        (np.inf, "LEFT_THE_SUM"),
-        (1.5, "LEFT_THE_SUM"),
-        (-3e38, "LEFT_THE_SUM"),
-    ],
-)
-def test_a_spoilt_contribution_stays_away_and_the_others_go_on(number: float, code: str) -> None:
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1.5, -3e38])
+def test_a_spoilt_contribution_stays_away_and_the_others_go_on(number: float) -> None:
     def spoil(message: wire.Message, part: Contribution | None) -> None:
         if part is not None and _trains(3)(message):
             part.update[5] = number
@@ -296,7 +288,9 @@ def test_a_spoilt_contribution_stays_away_and_the_others_go_on(number: float, co
     run = _run(secure_sums("ABCD"), spoil={"D": spoil})
     everybody = tuple("ABCD")
     assert run.contributors == [everybody, everybody, tuple("ABC"), everybody]
-    assert f"platform D was left out: the platform failed with code {code}" in run.said
+    # One code for all: what was wrong with it could tell about its data.
+    assert "platform D was left out: the platform failed with code LEFT_THE_SUM" in run.said
+    assert run.said.count("was left out") == 1
     _check_means(run)
 
 
