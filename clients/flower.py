@@ -31,7 +31,7 @@ from clients.connection import (
     quiet_libraries,
     wait_for_coordinator,
 )
-from clients.records import LEVELS, from_record, to_message, to_record
+from clients.records import from_record, paths_to, to_message, to_payload, to_record
 from crossrec_model.errors import ConnectionRefusedByPeerError, CrossrecError, WireError
 from crossrec_model.wire.pieces import Frame, Payload
 
@@ -45,7 +45,7 @@ with warnings.catch_warnings():
     from flwr.common.serde import message_from_proto, message_to_proto
     from flwr.proto import fleet_pb2 as fleet
     from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
     from flwr.proto.node_pb2 import Node
     from flwr.supercore.inflatable.inflatable_object import (
         get_all_nested_objects,
@@ -62,6 +62,7 @@ with warnings.catch_warnings():
         pull_objects,
     )
     from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+    from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
     from flwr.supernode.fleet_http_client import FleetHttpClient
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -185,7 +186,7 @@ def _session(endpoint: Endpoint, report: Report) -> Iterator[_Session]:
         endpoint.address,
         endpoint.insecure,
         authority,
-        interceptors=[NodeAuthHttpInterceptor(private, public)],
+        interceptors=[NodeAuthHttpInterceptor(private, public), _Unbound()],
     ) as client:
         session = _Session(client, public_key_to_bytes(public), report)
         stop = threading.Event()
@@ -198,6 +199,19 @@ def _session(endpoint: Endpoint, report: Report) -> Iterator[_Session]:
             goodbye.start()
             # A coordinator that hangs must not keep the user's Ctrl-C waiting.
             goodbye.join(GOODBYE_S)
+
+
+class _Unbound:
+    """Frees a request's bytes once it is answered.
+
+    A response and its stream hold each other, so that pieces of megabytes would pile up until the
+    garbage collector finds them.
+    """
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        response = call_next(context)
+        response.stream = httpx.ByteStream(b"")
+        return response
 
 
 class _Session:
@@ -287,10 +301,9 @@ class _Session:
             backoff_cap=0.5,
             max_time=60.0,
         )
-        heads = pull(list(_heads(tree)))
-        message = to_message(
-            tree.object_id, heads, partial(abreast, lambda name: pull([name])[name])
-        )
+        heads = pull([path[-1] for path in paths_to(tree)])
+        payload = to_payload(heads, partial(abreast, lambda name: pull([name])[name]))
+        message = to_message(tree.object_id, heads, payload)
         confirmation = ConfirmMessageReceivedRequest(
             node=self._node, run_id=run_id, message_object_id=message_id
         )
@@ -312,11 +325,14 @@ class _Session:
         call = partial(self._call, self._client.PushObject)
         push = make_push_object_fn_protobuf(call, self._node, run_id, response.session_id)
         objects, wanted = get_all_nested_objects(reply), set(response.objects_to_push)
-        # The pieces last: the coordinator needs to know first how they belong together.
-        order = [name for name in objects if name in wanted]
+        order = [name for name in objects if name in wanted and name != reply.object_id]
+        # The pieces late: the coordinator needs to know first how they belong together.
         order.sort(key=lambda name: type(objects[name]) is ArrayChunk)
         for _ in abreast(lambda name: push(name, objects[name].deflate()), order):
             pass
+        # The message last: with it all is there, be it that other platforms sent equal pieces.
+        if reply.object_id in wanted:
+            push(reply.object_id, reply.deflate())
 
     def beat(self, stop: threading.Event) -> None:
         """Say that we live until told to stop; a failure shows in the main thread's own calls."""
@@ -331,11 +347,3 @@ class _Session:
         with contextlib.suppress(httpx.HTTPError, ValueError, RuntimeError):
             self._client.DeactivateNode(fleet.DeactivateNodeRequest(node_id=node_id))
             self._client.UnregisterNode(fleet.UnregisterNodeFleetRequest(node_id=node_id))
-
-
-def _heads(tree: ObjectTree, levels: int = LEVELS) -> Iterator[str]:
-    """Name the objects above a frame's pieces."""
-    if levels:
-        yield tree.object_id
-        for branch in tree.children:
-            yield from _heads(branch, levels - 1)

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, cast
 
 from crossrec_model.errors import ConfigError, WireError
@@ -30,6 +30,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"'click\.", DeprecationWarning)
     from flwr.app import Array, ArrayRecord, Message, RecordDict
     from flwr.app.message.arraychunk import ArrayChunk
+    from flwr.proto.message_pb2 import ObjectTree
     from flwr.supercore.inflatable.inflatable_object import (
         get_object_body,
         get_object_children_ids_from_object_content,
@@ -38,22 +39,18 @@ with warnings.catch_warnings():
     from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 #: Objects above one another over a frame's pieces: message, records, record, array.
-LEVELS: Final = 4
+_LEVELS: Final = 4
 _KEY, _ARRAY, _STYPE = "crossrec", "frame", "crossrec.bytes"
 Fetch = Callable[[Iterable[str]], Iterable[bytes]]
 
 
 def to_record(frame: Frame) -> RecordDict:
-    """Wrap a frame so that Flower sends it in pieces of at most 5 MiB, which share its memory."""
-    if isinstance(frame, bytes):
-        array = Array(dtype="uint8", shape=(len(frame),), stype=_STYPE, data=frame)
-    else:
-        pieces = slices(frame if isinstance(frame, tuple) else (frame,))
-        size = sum(map(len, pieces))
-        array = Array(dtype="uint8", shape=(size,), stype=_STYPE, data=b"")
-        # Flower cuts an array once, and keeps the pieces under this name.
-        chunks = map(ArrayChunk, pieces)
-        array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
+    """Wrap a frame so that Flower sends it in pieces, which share its memory."""
+    pieces = slices(frame if isinstance(frame, tuple) else (frame,))
+    whole = frame if isinstance(frame, bytes) else b""
+    array = Array(dtype="uint8", shape=(sum(map(len, pieces)),), stype=_STYPE, data=whole)
+    # Flower cuts an array once, and keeps the pieces under this name.
+    array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in map(ArrayChunk, pieces)]
     record = ArrayRecord()
     record[_ARRAY] = array
     return RecordDict({_KEY: record})
@@ -74,28 +71,50 @@ def _array(content: RecordDict) -> Array | None:
     return array if array is not None and array.stype == _STYPE else None
 
 
-def to_message(name: str, heads: dict[str, bytes], fetch: Fetch) -> Message:
-    """Return the message of this object id, its frame in one buffer.
+def paths_to(tree: ObjectTree, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the ids from the message down to each object that is no piece, the message's first."""
+    path = (*above, tree.object_id)
+    yield path
+    if len(path) < _LEVELS:
+        for branch in tree.children:
+            yield from paths_to(branch, path)
 
-    `heads` holds the contents of its objects but for the frame's pieces; `fetch` brings the
-    contents of pieces named, in that order, and is asked for each once.
+
+def to_payload(heads: dict[str, bytes], fetch: Fetch) -> Payload | None:
+    """Return the frame of which these objects tell, in one buffer; None if they tell of none.
+
+    `heads` holds the contents of a message's objects but for the frame's pieces; `fetch` brings
+    the contents of the pieces named, in that order, and is asked for each once.
 
     Raises:
-        WireError: if the objects are not a message with at most one frame.
+        WireError: if there is more than one frame, or the pieces don't fit it.
     """
-    arrays = [n for n in heads if get_object_type_from_object_content(heads[n]) == "Array"]
+    arrays = [content for content in heads.values() if _is_array(content)]
     if len(arrays) > 1:
         raise WireError(f"message has {len(arrays)} arrays; at most 1 is allowed")
-    payloads = [_payload(heads[array], fetch) for array in arrays]
+    return _payload(arrays[0], fetch) if arrays else None
+
+
+def to_message(name: str, heads: dict[str, bytes], payload: Payload | None) -> Message:
+    """Return the message of this object id, of which `to_payload` gave the frame.
+
+    Raises:
+        WireError: if the objects are not a message.
+    """
     # Flower copies an array's bytes twice, so it gets one without any.
     empty = Array(dtype="uint8", shape=(0,), stype=_STYPE, data=b"")
+    arrays = [n for n in heads if _is_array(heads[n])]
     message = inflate_object_from_contents(name, heads, objects=dict.fromkeys(arrays, empty))
     if not isinstance(message, Message):
         raise WireError(f"{type(message).__name__} came where a message was due")
     array = _array(message.content) if message.has_content() else None
-    if array is not None and payloads:
-        array.__dict__.update(data=payloads[0], shape=(len(payloads[0]),))
+    if array is not None and payload is not None:
+        array.__dict__.update(data=payload, shape=(len(payload),))
     return message
+
+
+def _is_array(content: bytes) -> bool:
+    return get_object_type_from_object_content(content) == Array.__qualname__
 
 
 def _payload(content: bytes, fetch: Fetch) -> memoryview:

@@ -26,7 +26,7 @@ from server.checkpoint import CheckpointStore, state_folder
 from server.courier import Arrivals, Loss, Lost, NodeId, arrivals
 from server.federation import RunOptions, coordinate, starting_point
 from server.gate import Application, Gate
-from server.records import LEVELS, from_record, to_message, to_record
+from server.records import from_record, paths_to, to_message, to_payload, to_record
 from server.rosters import read_roster
 
 with warnings.catch_warnings():
@@ -60,6 +60,8 @@ with warnings.catch_warnings():
 #: One type for all our messages: what they are stands inside.
 MESSAGE_TYPE: Final = "train"
 _TIME_TO_LIVE_S: Final = 7 * 86_400.0
+#: First and longest pause, in seconds, before a piece that has not come is looked for again.
+PIECE_POLL_S: Final = (0.002, 0.25)
 _LOG = logging.getLogger("crossrec.coordinator")
 
 
@@ -182,7 +184,8 @@ class _InProcessGrid(HttpGrid):
         for name in sorted(response.objects_to_push, key=lambda n: type(objects[n]) is ArrayChunk):
             content, session = objects[name].deflate(), response.session_id
             if not self._state.store_object(self._run_id, session, name, content):
-                raise FederationError("Flower did not take a message; see the coordinator's log")
+                # A node may say at any time that it has its message, and so lose the rest of it.
+                _LOG.warning("a message was dropped while it was sent")
         return list(response.message_ids)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -210,28 +213,26 @@ class _InProcessGrid(HttpGrid):
             self._state.object_store.delete(name)
 
     def _arrived(self, tree: ObjectTree) -> Message:
-        """Return a reply whose frame lies in one buffer, filled as its pieces come."""
-        heads: dict[str, bytes] = {}
-        paths: list[tuple[str, ...]] = [()]
-        branches = [(tree, paths[0])]
-        while branches:
-            branch, above = branches.pop()
-            paths.append((*above, branch.object_id))
-            heads[branch.object_id] = self._awaited(branch.object_id, self._get)
-            if len(paths[-1]) < LEVELS:
-                branches += ((child, paths[-1]) for child in branch.children)
-        # The message itself has no owner; all else is owned once unless another message shares it.
+        """Return a reply whose frame lies in one buffer, filled as its pieces come.
+
+        The message itself is the last object that a platform sends: then all is there.
+        """
+        paths = list(paths_to(tree))
+        heads = {path[-1]: self._awaited(path[-1], self._get) for path in paths[1:]}
         take = partial(self._take, max(paths, key=len)[1:])
-        return to_message(tree.object_id, heads, partial(map, partial(self._awaited, get=take)))
+        fetch = partial(map, partial(self._awaited, get=take))
+        payload = to_payload(heads, fetch)
+        heads[tree.object_id] = self._awaited(tree.object_id, self._get)
+        return to_message(tree.object_id, heads, payload)
 
     def _awaited(self, name: str, get: Callable[[str], bytes | None]) -> bytes:
         """Return an object's content as soon as it is there."""
-        pause, longest = GridCourier.POLL_S
+        pause = PIECE_POLL_S[0]
         while not (content := get(name)):
             if content is None:
                 raise FederationError("a reply was withdrawn, or its sender stopped half-way")
             time.sleep(pause)
-            pause = min(2 * pause, longest)
+            pause = min(2 * pause, PIECE_POLL_S[1])
         return content
 
     def _get(self, name: str) -> bytes | None:

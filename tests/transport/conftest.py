@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from open_line import Line, open_line
 from process_stage import Stage
 
 from server.tls import TlsFiles, make_certificates
@@ -23,3 +24,9 @@ def stage(tmp_path: Path, tls_files: TlsFiles) -> Iterator[Stage]:
         yield stage
     finally:
         stage.end()
+
+
+@pytest.fixture
+def line(tls_files: TlsFiles) -> Iterator[Line]:
+    with open_line(tls_files) as line:
+        yield line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,18 @@ import numpy as np
 import pytest
 
 from clients import connection
-from clients.connection import Endpoint, NotThereError, answer, probe, wait_for_coordinator
+from clients.connection import (
+    ABREAST,
+    EAGER_S,
+    POLL_S,
+    Endpoint,
+    NotThereError,
+    abreast,
+    answer,
+    pause_after,
+    probe,
+    wait_for_coordinator,
+)
 from crossrec_model.errors import ConfigError, ConnectionRefusedByPeerError, DataError
 from crossrec_model.wire import messages as wire
 from server.listener import bind, serving
@@ -179,3 +191,41 @@ def test_a_refusal_another_version_and_the_end_are_recognised() -> None:
     assert answer(_ack, wire.encode(final)).last
     assert answer(_ack, wire.encode(final)).error is None
     assert not answer(_ack, wire.encode(wire.Hello(session=bytes(16)))).last
+
+
+def test_polls_follow_quickly_after_an_answer_and_slow_down_later() -> None:
+    assert {pause_after(idle, 0.001) for idle in (0.0, 1.0, EAGER_S)} == {POLL_S[0]}
+    pauses = [pause_after(EAGER_S + idle, 0.001) for idle in (0.1, 1.0, 2.0, 60.0)]
+    assert pauses == [POLL_S[0], pytest.approx(0.1), pytest.approx(0.2), POLL_S[1]]
+    # A coordinator that needs long to answer is not asked all the time.
+    assert pause_after(0.0, 0.2) == 0.2
+    assert pause_after(0.0, 9.0) == POLL_S[1]
+
+
+def test_few_run_abreast_and_results_keep_their_order() -> None:
+    started: list[str] = []
+    go = threading.Event()
+
+    def work(name: str) -> str:
+        started.append(name)
+        go.wait(10)
+        return name.upper()
+
+    results = abreast(work, "abcdef")
+    first = threading.Timer(0.2, go.set)
+    first.start()
+    assert next(results) == "A"
+    first.join()
+    time.sleep(0.1)
+    assert len(started) == ABREAST
+    assert list(results) == list("BCDEF")
+
+    def faulty(name: str) -> str:
+        if name == "b":
+            raise ZeroDivisionError
+        return name
+
+    results = abreast(faulty, "abc")
+    assert next(results) == "a"
+    with pytest.raises(ZeroDivisionError):
+        list(results)

@@ -6,25 +6,19 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 
 import httpx
 import numpy as np
 import pytest
 from counting_platform import make_handler
+from open_line import FINISH, Line, open_line, raw_node
 
 # Flower is imported through our adapters only, since they filter the one warning of its import.
 from clients import flower as platform_side
 from clients.connection import Endpoint, Handler
 from clients.flower import (
-    FleetHttpClient,
-    NodeAuthHttpInterceptor,
     fleet,
-    generate_key_pairs,
     get_object_tree,
-    public_key_to_bytes,
     serve,
 )
 from crossrec_model.config import FederationConfig, Plan
@@ -40,59 +34,6 @@ from server.tls import TlsFiles
 from simulations.grid import InProcessGrid
 from simulations.plain import PlainSum
 
-FINISH = wire.encode(wire.Finish(run=bytes(16), round=1, parameters=np.zeros(1, np.float32)))
-
-
-@dataclass
-class Line:
-    """An open link, the requests that reached it, and threads that serve."""
-
-    link: Link
-    courier: GridCourier
-    address: str
-    tls: TlsFiles
-    paths: list[str]
-    threads: list[threading.Thread] = field(default_factory=list)
-
-    def join(self, handle: Handler) -> None:
-        arguments = {"address": self.address, "ca": self.tls.ca, "report": lambda _line: None}
-        thread = threading.Thread(target=serve, args=(handle,), kwargs=arguments, daemon=True)
-        thread.start()
-        self.threads.append(thread)
-
-    def wait_for(self, count: int) -> list[NodeId]:
-        end = time.monotonic() + 20
-        while len(nodes := sorted(self.courier.nodes())) < count:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        return nodes
-
-    def finish(self) -> None:
-        dict(self.courier.exchange(dict.fromkeys(self.courier.nodes(), FINISH), timeout_s=10))
-        for thread in self.threads:
-            thread.join(10)
-            assert not thread.is_alive()
-
-
-@contextmanager
-def open_line(tls: TlsFiles) -> Iterator[Line]:
-    link, paths = Link(), []
-
-    async def recording(scope: Scope, receive: Receive, send: Send) -> None:
-        paths.append(scope.get("path", ""))
-        await link.application(scope, receive, send)
-
-    with bind("127.0.0.1", 0) as listener:
-        with serving(recording, listener, tls), link.courier() as courier:
-            address = f"127.0.0.1:{listener.getsockname()[1]}"
-            yield Line(link, courier, address, tls, paths)
-
-
-@pytest.fixture
-def line(tls_files: TlsFiles) -> Iterator[Line]:
-    with open_line(tls_files) as line:
-        yield line
-
 
 def _frame(megabytes: float) -> bytes:
     numbers = np.random.default_rng(1).random(int(megabytes * 2**18), dtype=np.float32)
@@ -106,9 +47,9 @@ def test_sixteen_megabytes_travel_both_ways_in_pieces(line: Line) -> None:
     frame = _frame(16)
     answers = dict(line.courier.exchange({node: frame}, timeout_s=60))
     assert answers == {node: frame}
-    # 16 MiB in pieces of 5 MiB: four of them, and the four records around.
-    assert line.paths.count("/v1/fleet/pull-object") == 8
-    assert line.paths.count("/v1/fleet/push-object") == 8
+    # 16 MiB and a head in pieces of 2 MiB: nine of them, and the four records around.
+    assert line.paths.count("/v1/fleet/pull-object") == 13
+    assert line.paths.count("/v1/fleet/push-object") == 13
     line.finish()
     # How long a platform worked is not told: it would show how much data it has.
     assert [run.clientapp_runtime for run in line.link._state.get_run_info()] == [0.0]
@@ -142,7 +83,7 @@ def test_a_death_in_mid_upload_delays_nobody_else(line: Line) -> None:
     echo = lambda payload: payload if payload != FINISH else wire.encode(wire.Ack())  # noqa: E731
     line.join(echo)
     (honest,) = line.wait_for(1)
-    with _raw_node(line) as (client, node):
+    with raw_node(line) as (client, node):
         dying = NodeId(node.node_id)
         line.wait_for(2)
         frame, started = _frame(0.1), time.monotonic()
@@ -177,7 +118,7 @@ def test_a_death_in_mid_upload_delays_nobody_else(line: Line) -> None:
 
 
 def test_a_node_that_says_goodbye_is_gone_before_the_time_is_over(line: Line) -> None:
-    with _raw_node(line) as (client, node):
+    with raw_node(line) as (client, node):
         goodbye = fleet.DeactivateNodeRequest(node_id=node.node_id)
         leaver = threading.Timer(0.3, client.DeactivateNode, (goodbye,))
         leaver.start()
@@ -198,33 +139,11 @@ def test_an_unknown_node_is_gone_and_nothing_to_send_is_nothing(line: Line) -> N
 def test_nobody_speaks_for_another_node(line: Line) -> None:
     line.join(make_handler("A", 8))
     (victim,) = line.wait_for(1)
-    with _raw_node(line) as (client, node):
+    with raw_node(line) as (client, node):
         node.node_id = victim
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             client.PullMessages(fleet.PullMessagesRequest(node=node))
     line.finish()
-
-
-@contextmanager
-def _raw_node(line: Line) -> Iterator[tuple[FleetHttpClient, platform_side.Node]]:
-    """A registered node without heartbeats and without anyone behind it."""
-    private, public = generate_key_pairs()
-    key = public_key_to_bytes(public)
-    with FleetHttpClient.from_server_address(
-        line.address,
-        False,
-        line.tls.ca.read_bytes(),
-        interceptors=[NodeAuthHttpInterceptor(private, public)],
-    ) as client:
-        client.RegisterNode(fleet.RegisterNodeFleetRequest(public_key=key))
-        activated = client.ActivateNode(
-            fleet.ActivateNodeRequest(public_key=key, heartbeat_interval=30.0)
-        )
-        try:
-            yield client, platform_side.Node(node_id=activated.node_id)
-        finally:
-            with suppress(httpx.HTTPStatusError):
-                client.DeactivateNode(fleet.DeactivateNodeRequest(node_id=activated.node_id))
 
 
 def test_both_transports_hand_over_identical_bytes(line: Line) -> None:
@@ -272,7 +191,7 @@ def test_the_coordinator_forgets_messages_that_nobody_waits_for(line: Line) -> N
     seen: list[bytes] = []
     line.join(lambda payload: (seen.append(payload), wire.encode(wire.Ack()))[1])
     (node,) = line.wait_for(1)
-    with _raw_node(line) as (client, silent):
+    with raw_node(line) as (client, silent):
         line.wait_for(2)
         assert dict(line.courier.exchange({NodeId(silent.node_id): b"old"}, timeout_s=0.2)) == {
             NodeId(silent.node_id): Lost(Loss.LATE)
