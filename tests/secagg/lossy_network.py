@@ -87,6 +87,9 @@ class Network(RuleBasedStateMachine):
         self.sealed: dict[tuple[bytes, int, str], Part] = {}
         #: What changes on the way added to the numbers of those whose vector came.
         self.additions: dict[str, list[int]] = {}
+        #: The round of each sum, and the list that a platform answered for each round.
+        self.numbers: dict[tuple[bytes, int], int] = {}
+        self.opened: dict[tuple[str, int], tuple[str, ...]] = {}
         #: (epoch, slot, owner, whether of its key) -> the platforms that revealed that share.
         self.revealed: dict[tuple[bytes, int, str, bool], set[str]] = {}
 
@@ -154,7 +157,7 @@ class Network(RuleBasedStateMachine):
     def steps(self, steps: int, calm: int, order: Any) -> None:
         """Some steps of the protocol; after the first `calm` ones with a mishap now and then."""
         mishaps = (
-            *(self.lose, self.hold, self.restart, self.replay_any),
+            *(self.lose, self.hold, self.restart, self.replay_any, self.double),
             *(self.change_any, self.change_vector),
         )
         for at in range(steps):
@@ -222,6 +225,10 @@ class Network(RuleBasedStateMachine):
             chosen = found[pick % len(found)]
             length = len(self.flying[chosen].data) - _HEAD
             self.change(chosen, _HEAD + pick % length, 1 + pick % 255, "flip")
+
+    def double(self, pick: int) -> None:
+        """A frame arrives, and will once more."""
+        self._arrive(self._picked(pick))
 
     def hold(self, pick: int) -> None:
         """A frame comes a step too late."""
@@ -308,6 +315,7 @@ class Network(RuleBasedStateMachine):
             return
         self.number = max(1, self.number) if again else self.number + 1
         ticket = self.federation.ticket(agreement, self.slot, number=self.number)
+        self.numbers[ticket.epoch, ticket.slot] = ticket.round
         self.slot, self.additions = self.slot + 1, {}
         collecting = Collecting(agreement=agreement, ticket=ticket, subject=SUBJECT)
         self._next(collecting, dict.fromkeys(agreement.members, ticket))
@@ -359,6 +367,12 @@ class Network(RuleBasedStateMachine):
         return b"".join(pieces)
 
     def _note_shares(self, name: str, asked: frames.Unmask) -> None:
+        """Check that a platform may have answered, and note what it has shown."""
+        assert name in asked.survivors
+        assert len(asked.survivors) >= self.federation.terms.threshold
+        assert (asked.epoch, asked.slot, name) in self.sealed
+        number = self.numbers[asked.epoch, asked.slot]
+        assert self.opened.setdefault((name, number), asked.survivors) == asked.survivors
         for of_key, owners in ((False, asked.survivors), (True, asked.dropped)):
             for owner in owners:
                 key = (asked.epoch, asked.slot, owner, of_key)
