@@ -44,8 +44,8 @@ def test_a_long_frame_is_held_once_a_side(stage: Stage, mebibytes: int) -> None:
     assert min(short["arrived"], long["arrived"]) > mebibytes << 20
     # A platform's reply is sent out of its own buffer, piece by piece.
     assert reply["peak"] < 0.1 * mebibytes + 30
-    # A request is held once, and let go before the reply is sent.
-    assert both["peak"] < 1.15 * mebibytes + 50
+    # A request is held once, and let go before the reply is sent; looking for NaN takes a quarter.
+    assert both["peak"] < 1.3 * mebibytes + 40
     # The coordinator holds the arriving reply once, and the request once while nodes need it.
     assert short["peak"] < 1.25 * mebibytes + 100
     assert long["peak"] < 1.25 * mebibytes + 100
