@@ -117,7 +117,8 @@ class Run:
             self.coordinator = stage.start(
                 __file__,
                 *("coordinator", *weak, "--port", 0, "--state", stage.state, "--plan", plan),
-                *("--roster", stage.roster, "--tls", stage.tls.ca.parent, "--platforms", 4),
+                *("--roster", stage.roster, "--tls", stage.tls.ca.parent),
+                *("--platforms", 3 if weak else 4),
             )
         self._port = stage.port(self.coordinator)
 
@@ -125,7 +126,7 @@ class Run:
         return self._stage.start(
             __file__,
             *("platform", *self._weak, "--id", name, "--address", f"127.0.0.1:{self._port}"),
-            *("--ca", self._stage.tls.ca, "--seconds", 0.2),
+            *("--ca", self._stage.tls.ca, "--seconds", 0.5),
             *("--state", self._stage.platforms, "--roster", self._stage.roster),
         )
 
@@ -160,9 +161,9 @@ def test_no_number_of_one_platform_is_written(
     platforms = {name: run.platform(name) for name in PLATFORMS}
     for number in range(1, ROUNDS + 1):
         run.coordinator.expect(f"round {number}/{ROUNDS}")
-        assert _of_platforms(PLATFORMS, run.look()) == {}
         if number == 1:
             platforms["D"].send(signal.SIGKILL)
+        assert _of_platforms(PLATFORMS, run.look()) == {}
     assert run.coordinator.wait() == 0, run.coordinator.output
     assert [platforms[name].wait() for name in "ABC"] == [0, 0, 0], platforms["A"].output
     files = run.look()
@@ -172,10 +173,8 @@ def test_no_number_of_one_platform_is_written(
 
 def _assert_sums_are_written(last: Checkpoint, files: dict[str, bytes]) -> None:
     """The cohorts' means, which the coordinator may know, are found by the same search."""
-    assert [record.platforms for record in last.history] == [
-        tuple("ABCD"),
-        *[tuple("ABC")] * (ROUNDS - 1),
-    ]
+    cohorts = [record.platforms for record in last.history]
+    assert (cohorts[0], cohorts[-1]) == (tuple("ABCD"), tuple("ABC"))
     for record in last.history:
         loss = _mean(record.platforms, lambda one: one.loss)
         score = _mean(record.platforms, lambda one: one.score)
@@ -199,12 +198,12 @@ def _assert_sums_are_written(last: Checkpoint, files: dict[str, bytes]) -> None:
 @pytest.mark.processes
 def test_a_weight_in_the_log_is_found(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(stage, monkeypatch, "--weak")
-    for name in PLATFORMS:
+    for name in "ABC":
         run.platform(name)
     run.coordinator.expect(f"round 1/{ROUNDS}")
-    seen = _of_platforms(PLATFORMS, run.look())
     log = str(stage.state / "coordinator.log")
-    assert seen == {f"weight as text of {name}": [log] for name in PLATFORMS}
+    seen = _of_platforms(PLATFORMS, run.look())
+    assert seen == {f"weight as text of {name}": [log] for name in "ABC"}
 
 
 A = canaries("A")

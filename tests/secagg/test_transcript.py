@@ -49,7 +49,7 @@ from crossrec_model.secagg.agreement import Secrets
 from crossrec_model.secagg.messages import Kind
 from crossrec_model.secagg.participant import Opened, Participant, Sealed
 
-ROUNDS, WEAK_ROUNDS = 200, 60
+ROUNDS, WEAK_ROUNDS = 200, 50
 #: Bits of the seeds that are searched. 32 bits are the same pass over 2^20 times as many seeds.
 SEED_BITS = 12
 #: How often a test of sound masks may fail by chance.
