@@ -131,8 +131,14 @@ def test_real_processes_give_the_same_numbers_within_rounding(
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_numbers(rows: Path, in_one_process: Path, tmp_path: Path) -> None:
+# Ray leaves children of its own behind for the collector to find.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_ray_gives_the_same_numbers(
+    rows: Path, in_one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="the optional extra 'ray' is not installed")
+    # Ray's future way with accelerators, which no platform has here; it warns of the present one.
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     assert main([*_arguments(rows, tmp_path / "report"), "--engine", "ray"]) == 0
     _check_alike(tmp_path / "report", in_one_process)
 
