@@ -158,7 +158,7 @@ class Network(RuleBasedStateMachine):
         """Some steps of the protocol; after the first `calm` ones with a mishap now and then."""
         mishaps = (
             *(self.lose, self.hold, self.restart, self.replay_any, self.double),
-            *(self.change_any, self.change_vector),
+            *(self.change_any, self.change_vector, self.change_list),
         )
         for at in range(steps):
             if self.phase is None:
@@ -211,12 +211,13 @@ class Network(RuleBasedStateMachine):
             self.replay(pick, pick >> 8)
 
     def change_any(self, pick: int) -> None:
-        """One of `change` or `change_survivors`."""
-        frame = self._picked(pick)
-        if _undamaged(frames.Unmask, frame) and pick % 2:
-            self._change_survivors(frame, pick >> 8)
-        else:
-            self.change(pick, pick >> 3, 1 + pick % 255, ("flip", "flip", "cut", "add")[pick % 4])
+        """One of `change`."""
+        self.change(pick, pick >> 3, 1 + pick % 255, ("flip", "flip", "cut", "add")[pick % 4])
+
+    def change_list(self, pick: int) -> None:
+        """A list of survivors is changed, where one is under way."""
+        if any(_undamaged(frames.Unmask, frame) for frame in self.flying):
+            self.change_survivors(pick >> 8, pick)
 
     def change_vector(self, pick: int) -> None:
         """Numbers of a vector are changed, where one is under way."""
@@ -245,7 +246,8 @@ class Network(RuleBasedStateMachine):
 
     def _change_survivors(self, frame: Frame, name: int) -> None:
         asked = frames.decode_as(frames.Unmask, frame.data)
-        moved = {self.federation.names[name % self.count]}
+        # Half of the time the platform that is asked.
+        moved = {frame.platform if name % 2 else self.federation.names[name // 2 % self.count]}
         survivors = tuple(sorted(set(asked.survivors) ^ moved))
         dropped = tuple(sorted(set(asked.dropped) ^ moved))
         self.flying.remove(frame)
