@@ -26,7 +26,8 @@ def clip_update(update: npt.NDArray[np.float32], *, norm: float, bound: float) -
         raise NotFiniteError("the update holds NaN or an infinity; nothing is sent")
     factor = min(1.0, norm / length if length else 1.0, bound / largest if largest else 1.0)
     if factor < 1.0:
-        np.multiply(update, np.float32(factor), out=update)
+        # Multiplied in double precision: float32 would round the smallest factors.
+        np.multiply(update, factor, out=update, dtype=np.float64, casting="unsafe")
         # Rounding may leave the last bit above the bound.
         np.clip(update, -bound, bound, out=update)
     return factor

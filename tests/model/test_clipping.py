@@ -91,9 +91,6 @@ def test_the_squares_of_huge_numbers_do_not_overflow() -> None:
         assert 0.9e-6 < abs(float(one[0])) <= float(np.float32(1e-6))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a factor below float32's normal numbers is rounded before it scales"
-)
 def test_the_norm_holds_for_the_largest_numbers_too() -> None:
     update = np.full(4, LARGEST, dtype=np.float32)
     # The factor is 0.8 of float32's least number, which it is rounded up to.
