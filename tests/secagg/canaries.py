@@ -24,11 +24,12 @@ from crossrec_model.wire.contribution import Contribution
 DIMENSION = 16
 LIMITS = AggregationConfig()
 _LOSS_BOUND = 64.0
-#: Weight, loss and ndcg@10 of each platform.
+#: Weight, loss and ndcg@10 of each platform. A round takes half a second or more and is shown to two
+#: decimals, so scores below that are not found in its duration.
 _SCALARS = {
     "A": (48611.0, 23.71894063, 0.31726459),
-    "B": (39119.0, 41.26073851, 0.58193627),
-    "C": (52361.0, 17.93852614, 0.73618294),
+    "B": (39119.0, 41.26073851, 0.18193627),
+    "C": (52361.0, 17.93852614, 0.23618294),
     "D": (57193.0, 35.48271906, 0.46971853),
 }
 PLATFORMS = tuple(_SCALARS)
