@@ -28,7 +28,7 @@ from crossrec_model.randomness import ExperimentRandomness
 from server.federation import with_rounds
 from simulations.__main__ import _parser, _settings
 from simulations.engines import LocalEngine, Trained
-from simulations.experiment import Experiment, _prepare
+from simulations.experiment import Experiment, _prepare, _sources
 
 RESULTS = Path(__file__).parent / "results" / "secagg_round.json"
 KINDS = ("plain", "secure")
@@ -89,7 +89,9 @@ def main() -> int:
         settings = _settings(_parser().parse_args(arguments), arguments)
         console = Console()
         plan = with_rounds(Plan(), options.rounds)
-        experiment = Experiment(settings, plan, _prepare(settings, console), console)
+        experiment = Experiment(
+            settings, plan, _prepare(settings, _sources(settings), console), console
+        )
         for seed in range(options.seeds):
             one, runs = replace(plan, seed=seed), {}
             # Which kind goes first changes with the seed.

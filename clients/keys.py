@@ -11,26 +11,21 @@ Each file is replaced as a whole or not at all.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from clients.state import StateError
 from crossrec_model.durable import write_durably
+from crossrec_model.keyfile import alone, read_key, read_small
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.errors import (
     RosterError,
     SecureSumError,
 )
 from crossrec_model.secagg.identity import (
-    MAX_BYTES,
     Card,
     IdentityKey,
-    not_private,
 )
 from crossrec_model.secagg.roster import SignedRoster
 
@@ -46,26 +41,11 @@ def load_identity(folder: Path) -> IdentityKey:
     """
     path = folder / IDENTITY
     try:
-        if fault := not_private(folder.stat(), os.geteuid()):
-            raise StateError(f"state folder {folder} {fault}")
-        # Opened without waiting, so that a pipe by that name can't hold us.
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(file, "rb") as stream:
-            if fault := not_private(os.fstat(file), os.geteuid()):
-                raise StateError(f"identity {path} {fault}")
-            pem = stream.read()
+        return read_key(path, what="identity", folder="state folder", refusal=StateError)
     except FileNotFoundError:
         raise StateError(
             f"identity {path} does not exist; make it with: python -m clients.platform keys --id …"
         ) from None
-    except OSError as error:
-        link = error.errno == errno.ELOOP
-        reason = "is a symbolic link" if link else f"can't be read: {error.strerror}"
-        raise StateError(f"identity {path} {reason}; put the key's own file there") from None
-    try:
-        return IdentityKey.from_pem(pem)
-    except SecureSumError as error:
-        raise StateError(f"identity {path} is damaged ({error}); restore it") from None
 
 
 def make_identity(folder: Path, randomness: SystemRandomness) -> tuple[IdentityKey, bool]:
@@ -80,7 +60,7 @@ def make_identity(folder: Path, randomness: SystemRandomness) -> tuple[IdentityK
         if os.path.lexists(path):
             return load_identity(folder), False
         folder.chmod(0o700)
-        with _alone(folder / "identity.lock"):
+        with alone(folder / "identity.lock"):
             new = not os.path.lexists(path)
             if new:
                 write_durably(path, IdentityKey.generate(randomness).to_pem(), mode=0o600)
@@ -118,7 +98,7 @@ def check_card_place(path: Path, platform: str) -> None:
         # A link could lead to the private key.
         if path.is_symlink() or not path.is_file():
             raise StateError(f"{path} is no plain file; give another --out")
-        earlier = Card.from_json(read_file(path, MAX_BYTES))
+        earlier = Card.from_json(read_small(path))
     except (OSError, SecureSumError):
         raise StateError(f"{path} exists and is no card; give another --out") from None
     if earlier.member.platform != platform:
@@ -135,7 +115,7 @@ def load_roster(folder: Path) -> SignedRoster | None:
     """
     path = folder / ROSTER
     try:
-        return SignedRoster.from_json(read_file(path, MAX_BYTES), allow_two=True)
+        return SignedRoster.from_json(read_small(path), allow_two=True)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -150,7 +130,7 @@ def load_roster(folder: Path) -> SignedRoster | None:
 def read_roster(path: Path) -> SignedRoster:
     """Read a roster file that an operator sent; raises RosterError if it can't be used."""
     try:
-        return SignedRoster.from_json(read_file(path, MAX_BYTES))
+        return SignedRoster.from_json(read_small(path))
     except FileNotFoundError:
         raise RosterError(
             f"roster {path} does not exist; get it from the coordinator's operator"
@@ -195,13 +175,6 @@ def pin(folder: Path, signed: SignedRoster, *, accept: bool) -> str:
     return note
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """Read a file, at most one byte more than `most`; raises OSError."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(file, "rb") as stream:
-        return stream.read(most + 1)
-
-
 def write_file(path: Path, content: bytes) -> None:
     """Replace a file of the owner's alone durably; raises StateError if it can't be written."""
     try:
@@ -210,14 +183,3 @@ def write_file(path: Path, content: bytes) -> None:
         raise StateError(
             f"{path} can't be written: {error.strerror}; make room or give another --state"
         ) from None
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for whoever has it; it stays behind, empty."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

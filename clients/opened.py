@@ -10,8 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from clients.keys import read_file, write_file
+from clients.keys import write_file
 from clients.state import StateError
+from crossrec_model.keyfile import read_small
 from crossrec_model.secagg.errors import (
     OldRoundError,
     OtherListError,
@@ -34,7 +35,7 @@ _RECORD: Final = {"kind": int, "round": int, "run": str, "survivors": list}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Record:
+class Opening:
     """The latest round of a kind that was opened in a run, and over whom."""
 
     run: bytes
@@ -55,7 +56,7 @@ class _Record:
         if not all(re.fullmatch(PLATFORM_ID, name) for name in names):
             raise SurvivorsError("a survivor's id is not a platform id")
 
-    def check_after(self, before: _Record) -> None:
+    def check_after(self, before: Opening) -> None:
         """Raise unless this may be opened after the latest round of the same run and kind."""
         where = f"run {self.run.hex()[:8]}, kind {self.kind}, round {self.round}"
         if self.round < before.round:
@@ -97,7 +98,7 @@ class Opened:
             OtherListError: if this round was opened over other survivors.
             SurvivorsError: for an empty list, an id twice, or more than a roster can have.
         """
-        asked = _Record(run=run, kind=kind, round=round, survivors=tuple(sorted(survivors)))
+        asked = Opening(run=run, kind=kind, round=round, survivors=tuple(sorted(survivors)))
         with self._lock:
             # Read anew each time: a file that was exchanged or lost meanwhile must show.
             records = self._load()
@@ -107,9 +108,9 @@ class Opened:
             kept = [r for r in records if (r.run, r.kind) != (run, kind)]
             self._store(_latest_runs([*kept, asked]))
 
-    def _load(self) -> list[_Record]:
+    def _load(self) -> list[Opening]:
         try:
-            return _records(read_file(self._path, _MAX_OPENED))
+            return _records(read_small(self._path, _MAX_OPENED))
         except OSError as error:
             raise StateError(
                 f"{self._path} can't be read: {error.strerror}; without it no sum may be opened"
@@ -120,30 +121,30 @@ class Opened:
                 "move it away once the coordinator has begun a new run"
             ) from None
 
-    def _store(self, records: list[_Record]) -> None:
+    def _store(self, records: list[Opening]) -> None:
         write_file(self._path, _document(records))
 
 
-def _latest_runs(records: list[_Record]) -> list[_Record]:
+def _latest_runs(records: list[Opening]) -> list[Opening]:
     """Keep the records of the last runs; the latest record stands last."""
     latest = dict.fromkeys(record.run for record in reversed(records))
     kept = set(list(latest)[:RUNS])
     return [record for record in records if record.run in kept]
 
 
-def _document(records: list[_Record]) -> bytes:
+def _document(records: list[Opening]) -> bytes:
     entries = [asdict(record) | {"run": record.run.hex()} for record in records]
     content: dict[str, Any] = {"format": FORMAT, "opened": entries}
     return canonical(content | {"sha256": sha256(canonical(content)).hexdigest()})
 
 
-def _records(data: bytes) -> list[_Record]:
+def _records(data: bytes) -> list[Opening]:
     """Read `_document` back; any error means damage."""
     found = fields(parse(data, OPENED, most=_MAX_OPENED), OPENED, _OPENED)
     records = []
     for value in found["opened"]:
         entry = fields(value, OPENED, _RECORD)
         run, names = bytes.fromhex(entry.pop("run")), tuple(entry.pop("survivors"))
-        records.append(_Record(run=run, survivors=names, **entry))
+        records.append(Opening(run=run, survivors=names, **entry))
     check_exact(_document(records), data, OPENED)
     return records

@@ -22,7 +22,7 @@ from clients.private import PrivateModel, train_private
 from clients.progress import Progress
 from clients.round import PlatformRound
 from clients.scoring import SharedModel
-from clients.sealing import SealerFor, check_member, secure_sealer
+from clients.sealing import SealerFor, secure_sealer
 from clients.state import Kept, Personal, PlatformFolder, Trained
 from clients.validation import Validation
 from crossrec_model.config import ModelConfig
@@ -226,7 +226,7 @@ def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor
     identity = load_identity(folder)
     if settings.roster is not None:
         given = read_roster(settings.roster)
-        check_member(given.roster, platform, identity.public)
+        given.roster.check_member(platform, identity.public)
         if line := pin(folder, given, accept=settings.accept_roster):
             note(line)
     pinned = load_roster(folder)
@@ -235,7 +235,7 @@ def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor
             "this platform knows no roster yet; get roster.json from the coordinator's operator "
             "and give it as --roster"
         )
-    check_member(pinned.roster, platform, identity.public)
+    pinned.roster.check_member(platform, identity.public)
     if len(pinned.roster.members) < FEWEST:
         raise ConfigError("a roster of two platforms can't be used; at least three are needed")
     return secure_sealer(

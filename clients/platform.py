@@ -101,7 +101,7 @@ def _take_part(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog=PROGRAM,
         description="Take part in a federation, then train and keep the private model. "
-        f"Also: {PROGRAM} recommend --help, {PROGRAM} data --help.",
+        f"Also: {PROGRAM} keys --help, {PROGRAM} data --help, {PROGRAM} recommend --help.",
     )
     _add_data_options(parser)
     _add_training_options(parser)

@@ -8,10 +8,9 @@ from typing import Final, Protocol
 from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError
 from crossrec_model.randomness import SystemRandomness
-from crossrec_model.secagg.agreement import Terms, plan_digest
-from crossrec_model.secagg.errors import RosterError
+from crossrec_model.secagg.agreement import Terms
 from crossrec_model.secagg.grid import Grid
-from crossrec_model.secagg.identity import IdentityKey, PublicIdentity
+from crossrec_model.secagg.identity import IdentityKey
 from crossrec_model.secagg.messages import Kind
 from crossrec_model.secagg.participant import Participant, RecordOpening
 from crossrec_model.secagg.roster import COLLUDING_SHARE, Roster
@@ -80,11 +79,7 @@ def secure_sealer(
         return Participant(
             platform=platform,
             identity=identity,
-            terms=Terms(
-                roster=roster,
-                plan=plan_digest(plan.to_json()),
-                colluding_share=limits.colluding_share,
-            ),
+            terms=Terms.of(roster, plan),
             grids={
                 Kind.TRAIN: Grid.of(limits, TRAINING_METRICS),
                 Kind.EVALUATE: Grid.of(limits, EVALUATION_METRICS),
@@ -94,12 +89,3 @@ def secure_sealer(
         )
 
     return make
-
-
-def check_member(roster: Roster, platform: str, public: PublicIdentity) -> None:
-    """Raise RosterError unless the roster holds this platform with this key."""
-    if roster.public(platform) != public:
-        raise RosterError(
-            f"the roster has another key for platform {platform}; send this platform's card to the "
-            "coordinator's operator again"
-        )

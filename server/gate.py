@@ -17,7 +17,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 FLEET: Final = "/v1/fleet/"
 HEALTH: Final = "/health"
 CLOSED: Final = frozenset({"/v1/fleet/get-fab"})
-#: Vectors travel in pieces of 5 MiB, so no honest request is larger than this.
+#: Vectors travel in pieces of 2 MiB, so no honest request is larger than this.
 MAX_REQUEST_BYTES: Final = 8 << 20
 
 

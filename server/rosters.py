@@ -9,25 +9,20 @@ Each file is replaced as a whole or not at all.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from crossrec_model.durable import write_durably
+from crossrec_model.keyfile import alone, read_key, read_small
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.errors import IdentityError, RosterError, SecureSumError
 from crossrec_model.secagg.identity import (
-    MAX_BYTES,
     Card,
     IdentityKey,
     Member,
     PublicIdentity,
-    not_private,
 )
 from crossrec_model.secagg.roster import Roster, SignedRoster, sign
 
@@ -124,7 +119,7 @@ def list_platforms(
     _roster_after(folder, change, new)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _alone(folder / "roster.lock"):
+        with alone(folder / "roster.lock"):
             key, before, roster = _roster_after(folder, change, new)
             if key is new:
                 write_durably(folder / KEY, new.to_pem(), mode=0o600)
@@ -143,7 +138,7 @@ def list_platforms(
 def read_roster(path: Path) -> Roster:
     """Read a signed roster file of at least three platforms; raises RosterError otherwise."""
     try:
-        return SignedRoster.from_json(_read(path)).roster
+        return SignedRoster.from_json(read_small(path)).roster
     except FileNotFoundError:
         raise RosterError(
             f"roster {path} does not exist; make it with: python -m server roster --out …"
@@ -174,7 +169,7 @@ def _members(cards: Sequence[Path]) -> dict[str, PublicIdentity]:
     found: dict[str, PublicIdentity] = {}
     for path in cards:
         try:
-            member = Card.from_json(_read(path)).member
+            member = Card.from_json(read_small(path)).member
         except OSError as error:
             raise RosterError(
                 f"card {path} can't be read: {error.strerror}; check its place"
@@ -191,7 +186,7 @@ def _members(cards: Sequence[Path]) -> dict[str, PublicIdentity]:
 
 def _load_roster(path: Path) -> Roster | None:
     try:
-        return SignedRoster.from_json(_read(path)).roster
+        return SignedRoster.from_json(read_small(path)).roster
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -202,41 +197,7 @@ def _load_roster(path: Path) -> Roster | None:
 
 def _load_key(folder: Path) -> IdentityKey | None:
     """Read the signing key; None if the folder holds none, IdentityError if it can't be used."""
-    path = folder / KEY
     try:
-        if fault := not_private(folder.stat(), os.geteuid()):
-            raise IdentityError(f"folder {folder} {fault}")
-        # Opened without waiting, so that a pipe by that name can't hold us.
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(file, "rb") as stream:
-            if fault := not_private(os.fstat(file), os.geteuid()):
-                raise IdentityError(f"signing key {path} {fault}")
-            pem = stream.read()
+        return read_key(folder / KEY, what="signing key", folder="folder", refusal=IdentityError)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        link = error.errno == errno.ELOOP
-        reason = "is a symbolic link" if link else f"can't be read: {error.strerror}"
-        raise IdentityError(f"signing key {path} {reason}; put the key's own file there") from None
-    try:
-        return IdentityKey.from_pem(pem)
-    except SecureSumError as error:
-        raise IdentityError(f"signing key {path} is damaged ({error}); restore it") from None
-
-
-def _read(path: Path) -> bytes:
-    """Read a small file, at most one byte more than is allowed; raises OSError."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(file, "rb") as stream:
-        return stream.read(MAX_BYTES + 1)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for whoever has it; it stays behind, empty."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

@@ -10,9 +10,9 @@ from typing import Final, TypeVar
 from crossrec_model.config import Plan
 from crossrec_model.errors import WireError
 from crossrec_model.secagg import messages as frames
-from crossrec_model.secagg.agreement import Terms, plan_digest
+from crossrec_model.secagg.agreement import Terms
 from crossrec_model.secagg.coordinator import Collecting, Unmasking
-from crossrec_model.secagg.errors import SecureSumError, SharesError, SurvivorsError
+from crossrec_model.secagg.errors import SecureSumError, SurvivorsError
 from crossrec_model.secagg.gathering import Agreement, Inviting
 from crossrec_model.secagg.grid import Grid
 from crossrec_model.secagg.masking import Numbers
@@ -63,11 +63,7 @@ class SecureSum:
     ) -> None:
         self._courier, self._limits, self._note = courier, plan.aggregation, note
         self._timeout_s = plan.federation.round_timeout_s
-        self._terms = Terms(
-            roster=roster,
-            plan=plan_digest(plan.to_json()),
-            colluding_share=plan.aggregation.colluding_share,
-        )
+        self._terms = Terms.of(roster, plan)
         Grid.of(self._limits, ()).bits(len(roster.members))
         self._epoch: _Epoch | None = None
         self._slot = 0
@@ -164,18 +160,13 @@ class SecureSum:
         )
         inviting = Inviting(terms=self._terms, invite=invite)
         keys = self._all(seats, dict.fromkeys(seats, invite), frames.Keys)
-        for platform, one in keys.items():
-            try:
-                inviting.check(platform, one)
-            except SecureSumError as error:
-                raise _MissingError({platform: str(error)}) from None
-        listing = inviting.close(keys)
         try:
+            listing = inviting.close(keys)
             shares = self._all(seats, dict.fromkeys(seats, listing.message), frames.Shares)
             delivering = listing.close(shares)
             ready = self._all(seats, delivering.messages(), frames.Ready)
             return delivering.close(ready)
-        except SharesError as error:
+        except SecureSumError as error:
             if error.platform is None:
                 raise
             raise _MissingError({error.platform: str(error)}) from None
@@ -205,6 +196,8 @@ class SecureSum:
                 collecting.add(names[node], body)
             except (SecureSumError, WireError) as error:
                 lost[names[node]] = str(error)
+            # Else this vector would stay in memory until the next one has come.
+            del answer, body
         return collecting.close()
 
     def _open(self, unmasking: Unmasking, epoch: _Epoch, lost: dict[str, str]) -> Numbers:

@@ -33,7 +33,7 @@ from simulations.plain import PlainSealer
 from simulations.processes import run_processes
 from simulations.ray_grid import RayGrid
 from simulations.sums import (
-    Openings,
+    OpenedInMemory,
     Sums,
     identities_for,
     plain_sums,
@@ -168,7 +168,7 @@ def _in_actor(platform: str, folder: str, key: bytes | None, roster: bytes) -> H
     sealer: SealerFor = PlainSealer
     if key is not None:
         members = SignedRoster.from_json(roster).roster
-        sealer = secure_sealer(platform, IdentityKey.from_bytes(key), members, Openings())
+        sealer = secure_sealer(platform, IdentityKey.from_bytes(key), members, OpenedInMemory())
     return PlatformRound(
         platform, lambda model: load_dataset(prepared, model, device=torch.device("cpu")), sealer
     )

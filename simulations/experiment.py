@@ -40,7 +40,7 @@ from simulations.engines import (
 )
 from simulations.pooled import pooled_statistics, train_pooled
 from simulations.report import compare, facts, write_quality
-from simulations.sums import WARNING, identities_for
+from simulations.sums import WARNING, check_enough
 
 T = TypeVar("T")
 EMBEDDED = "complete-journey"
@@ -85,12 +85,15 @@ def run(settings: Settings) -> None:
         )
     if settings.engine == "processes" and any(settings.work.glob("seed-*")):
         raise ConfigError(f"{settings.work} holds an earlier run; delete it or give another --work")
-    if not settings.secure:
+    # Names that are wrong and platforms that are too few are told before minutes of cleaning.
+    sources = _sources(settings)
+    for name, data in sources.items():
+        open_source(data, name)
+    if settings.secure:
+        check_enough(sources)
+    else:
         console.print(WARNING, highlight=False)
-    elif len(_sources(settings)) > 1:
-        # Too few platforms are told before minutes of cleaning.
-        identities_for(_sources(settings))
-    platforms = _prepare(settings, console)
+    platforms = _prepare(settings, sources, console)
     experiment = Experiment(settings, plan, platforms, console)
     results = experiment.baselines()
     histories: dict[int, tuple[RoundRecord, ...]] = {}
@@ -115,10 +118,12 @@ def run(settings: Settings) -> None:
     console.print(f"report: {paths['html']}, {paths['md']}, {paths['json']} ({minutes:.1f} min)")
 
 
-def _prepare(settings: Settings, console: Console) -> dict[str, Platform]:
+def _prepare(
+    settings: Settings, sources: Mapping[str, str], console: Console
+) -> dict[str, Platform]:
     """Clean every platform's rows into the work folder."""
     platforms: dict[str, Platform] = {}
-    for name, data in _sources(settings).items():
+    for name, data in sources.items():
         folder = settings.work / name
         prepared = prepare(open_source(data, name), into=folder / "data", now=datetime.now(UTC))
         for line in prepared.summary.lines():

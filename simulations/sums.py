@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 
-import server.openings
+from clients.opened import Opening
 from clients.sealing import SealerFor, secure_sealer
 from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError
 from crossrec_model.randomness import SystemRandomness
-from crossrec_model.secagg.errors import OldRoundError, OtherListError
 from crossrec_model.secagg.identity import IdentityKey, Member
 from crossrec_model.secagg.roster import FEWEST, Roster, SignedRoster, sign
 from server.aggregation import Aggregation
 from server.courier import Courier
+from server.openings import Openings
 from server.securesum import SecureSum
 from simulations.plain import PlainSealer, PlainSum
 
@@ -47,7 +47,7 @@ def sums_under(identities: Mapping[str, IdentityKey], signed: SignedRoster) -> S
     """The real protocol between platforms of these identities."""
     return Sums(
         sealers={
-            name: secure_sealer(name, identity, signed.roster, Openings())
+            name: secure_sealer(name, identity, signed.roster, OpenedInMemory())
             for name, identity in identities.items()
         },
         aggregation=functools.partial(_secure, signed.roster),
@@ -62,19 +62,24 @@ def plain_sums(platforms: Iterable[str]) -> Sums:
     )
 
 
+def check_enough(platforms: Sized) -> None:
+    """Raise ConfigError for too few platforms for a secure sum."""
+    if len(platforms) < FEWEST:
+        raise ConfigError(
+            f"{len(platforms)} platforms are too few for secure aggregation, which needs {FEWEST}; "
+            "name more, or add --no-secure-aggregation"
+        )
+
+
 def identities_for(platforms: Iterable[str]) -> tuple[dict[str, IdentityKey], SignedRoster]:
     """Fresh identities, and a roster of them by a signer of its own.
 
     Raises:
         ConfigError: for fewer than three platforms.
     """
-    source = SystemRandomness()
-    identities = {name: IdentityKey.generate(source) for name in sorted(platforms)}
-    if len(identities) < FEWEST:
-        raise ConfigError(
-            f"{len(identities)} platforms are too few for secure aggregation, which needs {FEWEST}; "
-            "name more, or add --no-secure-aggregation"
-        )
+    source, names = SystemRandomness(), sorted(platforms)
+    check_enough(names)
+    identities = {name: IdentityKey.generate(source) for name in names}
     signer = IdentityKey.generate(source)
     roster = Roster(
         federation="simulation",
@@ -85,22 +90,20 @@ def identities_for(platforms: Iterable[str]) -> tuple[dict[str, IdentityKey], Si
     return identities, sign(roster, signer)
 
 
-class Openings:
-    """What a platform has opened, in memory: a simulation does not outlive its process."""
+class OpenedInMemory:
+    """What a platform has opened: a simulation does not outlive its process."""
 
     def __init__(self) -> None:
-        self._latest: dict[tuple[bytes, int], tuple[int, tuple[str, ...]]] = {}
+        self._latest: dict[tuple[bytes, int], Opening] = {}
 
     def __call__(self, run: bytes, kind: int, number: int, survivors: tuple[str, ...]) -> None:
-        """As `clients.keys.Opened.check_and_record`."""
-        last, before = self._latest.get((run, kind), (0, ()))
-        if number < last:
-            raise OldRoundError(f"round {number} was left behind: round {last} was opened")
-        if number == last and survivors != before:
-            raise OtherListError(f"round {number} was opened over other platforms before")
-        self._latest[run, kind] = number, survivors
+        """As `clients.opened.Opened.check_and_record`."""
+        asked = Opening(run=run, kind=kind, round=number, survivors=survivors)
+        if before := self._latest.get((run, kind)):
+            asked.check_after(before)
+        self._latest[run, kind] = asked
 
 
 def _secure(roster: Roster, courier: Courier, plan: Plan, note: Note) -> Aggregation:
     # In memory, and so of one run only: its id is not needed.
-    return SecureSum(courier, plan, roster, server.openings.Openings(b""), note)
+    return SecureSum(courier, plan, roster, Openings(b""), note)

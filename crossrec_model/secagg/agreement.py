@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -28,6 +29,9 @@ from crossrec_model.secagg.messages import MAX_SLOTS, SHARE_BYTES
 from crossrec_model.secagg.roster import Roster
 from crossrec_model.secagg.shamir import share_many
 
+if TYPE_CHECKING:
+    from crossrec_model.config import Plan
+
 #: Every bundle has a key of its own, so the nonce may be the same in all.
 _NONCE = bytes(12)
 _SIGNATURE_BYTES = 64
@@ -43,6 +47,12 @@ class Terms:
     roster: Roster
     plan: bytes
     colluding_share: float
+
+    @classmethod
+    def of(cls, roster: Roster, plan: Plan) -> Terms:
+        """The terms of a plan under a roster."""
+        share = plan.aggregation.colluding_share
+        return cls(roster=roster, plan=plan_digest(plan.to_json()), colluding_share=share)
 
     @property
     def threshold(self) -> int:
@@ -141,15 +151,15 @@ def check_keys(terms: Terms, invite: frames.Invite, keys: frames.Keys) -> None:
         raise KeyListError(f"the keys of platform {keys.platform} are of another agreement")
     if not len(keys.pairs) == len(keys.commitments) == 32 * keys.slots:
         raise KeyListError(f"platform {keys.platform} did not give one key for each slot")
-    for public in (keys.channel, *(keys.pair(slot) for slot in range(keys.slots))):
-        # With any private key: weak keys give the same secret to everybody.
-        exchange(_ANY_PRIVATE, public, keys.platform)
     try:
         identities[keys.platform].verify("keys", signed_part(keys), keys.signature)
     except SignatureError:
         raise SignatureError(
             f"the keys of platform {keys.platform} are not signed by its identity in the roster"
         ) from None
+    for public in (keys.channel, *(keys.pair(slot) for slot in range(keys.slots))):
+        # With any private key: weak keys give the same secret to everybody.
+        exchange(_ANY_PRIVATE, public, keys.platform)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

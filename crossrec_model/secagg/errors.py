@@ -6,7 +6,14 @@ from crossrec_model.errors import CrossrecError
 
 
 class SecureSumError(CrossrecError):
-    """A secure sum that can't go on; nothing about a single platform was shown."""
+    """A secure sum that can't go on; nothing about a single platform was shown.
+
+    `platform` is the one at fault, where that is known.
+    """
+
+    def __init__(self, message: str, platform: str | None = None) -> None:
+        super().__init__(message)
+        self.platform = platform
 
 
 class IdentityError(SecureSumError):
@@ -30,11 +37,7 @@ class ParametersError(SecureSumError):
 
 
 class SharesError(SecureSumError):
-    """Shares that are too few, malformed, or don't fit together; `platform` is at fault, if known."""
-
-    def __init__(self, message: str, platform: str | None = None) -> None:
-        super().__init__(message)
-        self.platform = platform
+    """Shares that are too few, malformed, or don't fit together."""
 
 
 class ImplausibleSumError(SecureSumError):

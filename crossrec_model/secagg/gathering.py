@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.agreement import Terms, check_keys, transcript_of
-from crossrec_model.secagg.errors import KeyListError, SharesError
+from crossrec_model.secagg.errors import KeyListError, SecureSumError, SharesError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,11 +25,16 @@ class Inviting:
         """Check the keys that came from the seat of a platform.
 
         Raises:
-            KeyListError, SignatureError: as `agreement.check_keys`, or for another platform's keys.
+            KeyListError, SignatureError: as `agreement.check_keys`, or for another platform's keys;
+                the error names the platform that sent them.
         """
-        if keys.platform != platform:
-            raise KeyListError(f"platform {platform} sent the keys of {keys.platform}")
-        check_keys(self.terms, self.invite, keys)
+        try:
+            if keys.platform != platform:
+                raise KeyListError(f"platform {platform} sent the keys of {keys.platform}")
+            check_keys(self.terms, self.invite, keys)
+        except SecureSumError as error:
+            error.platform = platform
+            raise
 
     def close(self, answers: Mapping[str, frames.Keys]) -> Listing:
         """Take the members' keys, by the id under which each sits.

@@ -24,7 +24,6 @@ from crossrec_model.secagg.errors import (
     OtherListError,
     OutOfTurnError,
     ParametersError,
-    RosterError,
     SecureSumError,
     SurvivorsError,
 )
@@ -141,11 +140,7 @@ class Participant:
         randomness: SystemRandomness,
         record: RecordOpening,
     ) -> None:
-        if terms.roster.public(platform) != identity.public:
-            raise RosterError(
-                f"the roster has another key for platform {platform}; send the coordinator's "
-                "operator this platform's card"
-            )
+        terms.roster.check_member(platform, identity.public)
         self._platform, self._identity, self._terms = platform, identity, terms
         self._grids, self._randomness, self._record = grids, randomness, record
         self._seen: set[bytes] = set()

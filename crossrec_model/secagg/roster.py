@@ -95,6 +95,14 @@ class Roster:
             f"{self.version}; send its card to the coordinator's operator"
         )
 
+    def check_member(self, platform: str, public: PublicIdentity) -> None:
+        """Raise RosterError unless this platform is a member with this key."""
+        if self.public(platform) != public:
+            raise RosterError(
+                f"the roster has another key for platform {platform}; send this platform's card to "
+                "the coordinator's operator again"
+            )
+
     def colluding(self, share: float = COLLUDING_SHARE) -> int:
         """c: how many of the members may collude with the coordinator, fewer than `share` of them.
 

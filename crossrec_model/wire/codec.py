@@ -7,7 +7,7 @@ applies the same bounds both ways, so that a peer can't be sent what it would ha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -218,6 +218,11 @@ class Vector:
         return self._checked(np.frombuffer(raw, dtype="<f4")).astype(np.float32, copy=False)
 
 
+def size_of(pieces: Iterable[bytes | memoryview]) -> int:
+    """Return the bytes of all pieces together, whatever a view's items are."""
+    return sum(memoryview(piece).nbytes for piece in pieces)
+
+
 class Body:
     """Long bytes after a 32-bit length: written in pieces, read as a view, never copied."""
 
@@ -234,7 +239,7 @@ class Body:
 
     def pieces(self, value: Pieces) -> Pieces:
         """Return length and the pieces as they are."""
-        length = sum(memoryview(piece).nbytes for piece in value)
+        length = size_of(value)
         self._check(length)
         return length.to_bytes(4, "little"), *value
 

@@ -25,6 +25,7 @@ from crossrec_model.wire.codec import (
     Text,
     Unsigned,
     Vector,
+    size_of,
 )
 
 PROTOCOL_VERSION: Final = 2
@@ -231,8 +232,7 @@ def encode_pieces(message: Message) -> Pieces:
         else:
             body.append(field.write(value))
     head = MAGIC + PROTOCOL_VERSION.to_bytes(2, "little") + bytes((number,))
-    length = sum(map(len, body))
-    return (head + length.to_bytes(4, "little"), *body)
+    return (head + size_of(body).to_bytes(4, "little"), *body)
 
 
 def decode(data: bytes | memoryview) -> Message:

@@ -428,7 +428,7 @@ def test_the_last_64_runs_are_kept(opened: Opened, folder: Path) -> None:
 def test_the_fullest_record_can_be_read_back() -> None:
     names = tuple(f"{i:03}" + "x" * 61 for i in range(100))
     records = [
-        opened_file._Record(run=bytes((run,)) * 16, kind=kind, round=2**32 - 1, survivors=names)
+        opened_file.Opening(run=bytes((run,)) * 16, kind=kind, round=2**32 - 1, survivors=names)
         for run in range(opened_file.RUNS)
         for kind in range(opened_file.KINDS)
     ]

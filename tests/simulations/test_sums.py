@@ -27,7 +27,7 @@ from server.flower import GridCourier
 from server.progress import PlainProgress
 from simulations.grid import InProcessGrid
 from simulations.plain import PlainSum
-from simulations.sums import Openings, Sums, plain_sums, secure_sums
+from simulations.sums import OpenedInMemory, Sums, plain_sums, secure_sums
 
 D = 700
 ROUNDS = 4
@@ -381,13 +381,13 @@ class _Stops(_Recorded):
 
 
 def test_a_simulated_platform_remembers_what_it_opened() -> None:
-    opened, run, other = Openings(), bytes(16), bytes(15) + b"\x01"
+    opened, run, other = OpenedInMemory(), bytes(16), bytes(15) + b"\x01"
     opened(run, Kind.TRAIN, 3, ("A", "B", "C"))
     # The same question again, another kind and another run are all fine.
     opened(run, Kind.TRAIN, 3, ("A", "B", "C"))
     opened(run, Kind.EVALUATE, 3, ("A", "B", "D"))
     opened(other, Kind.TRAIN, 1, ("A", "B", "D"))
-    with pytest.raises(OtherListError, match="round 3 was opened over other platforms"):
+    with pytest.raises(OtherListError, match="round 3 was opened over A, B, C"):
         opened(run, Kind.TRAIN, 3, ("A", "B", "D"))
     opened(run, Kind.TRAIN, 4, ("A", "B", "D"))
     with pytest.raises(OldRoundError, match="round 3 was left behind: round 4 was opened"):
