@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -66,7 +67,8 @@ def quality(experiment: Experiment, plan: Plan, runs: dict[str, Trained]) -> lis
 def average(results: list[Result], row: str, view: str) -> float:
     """The mean over the platforms of the mean nDCG@10 over users."""
     found = [
-        float(result.metrics["ndcg@10"].mean())
+        # NaN stands for a user without a purchase of this view.
+        float(np.nanmean(result.metrics["ndcg@10"]))
         for result in results
         if (result.row, result.view) == (row, view)
     ]
