@@ -52,7 +52,7 @@ class Openings:
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             document = json.loads(path.read_bytes())
-            if document["run"] != self._run:
+            if bytes.fromhex(document["run"]).hex() != self._run:
                 return {}
             return {
                 kind.name: {

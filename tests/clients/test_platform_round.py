@@ -422,6 +422,19 @@ def test_a_loss_beyond_its_bound_is_held_at_it_and_tells_nothing(datasets, plan)
     assert not [line for line in said if "leaves the sum" in line]
 
 
+def test_no_work_is_done_for_a_ticket_that_is_refused(datasets, plan) -> None:
+    kept: list[Received] = []
+    sealer_for = secure_sums("ABC").sealers["A"]
+    platform = _welcomed(datasets["A"], plan, sealer_for=sealer_for, keep=kept.append)
+    for request in (
+        replace(_request(2, initial_vector(plan)), ticket=b"nonsense"),
+        wire.EvaluateRequest(run=RUN, round=2, ticket=b"", parameters=initial_vector(plan)[:-1]),
+    ):
+        assert _ask(platform, request) == wire.Failure(code=wire.FailureCode.LEFT_THE_SUM)
+    # A vector of the wrong length would have been told before, had anybody looked at it.
+    assert kept == []
+
+
 def test_a_name_that_no_message_can_carry_is_refused(datasets) -> None:
     for name in ("", "shop one", "a" * 65, ".A"):
         with pytest.raises(ConfigError, match=r"platform id .* must match .*; rename it"):
