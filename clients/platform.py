@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit code: 0, 2 for a mistake, 128 + signal."""
-    commands = {"recommend": _recommend, "data": _data, "keys": _keys}
+    commands = {"recommend": _recommend, "data": _data, "keys": _keys, "privacy": _privacy}
     # Everything that is written is for the operator's eyes only.
     before = os.umask(0o077)
     try:
@@ -101,7 +101,8 @@ def _take_part(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog=PROGRAM,
         description="Take part in a federation, then train and keep the private model. "
-        f"Also: {PROGRAM} keys --help, {PROGRAM} data --help, {PROGRAM} recommend --help.",
+        f"Also: {PROGRAM} keys --help, {PROGRAM} data --help, {PROGRAM} recommend --help, "
+        f"{PROGRAM} privacy --help.",
     )
     _add_data_options(parser)
     _add_training_options(parser)
@@ -183,6 +184,33 @@ def _keys(arguments: Sequence[str]) -> int:
     write_card(card, options.id, key)
     print(f"identity of {options.id}: {key.public.fingerprint}{' (new)' if new else ''}")
     print(f"send {card} to the coordinator's operator and compare the fingerprint by phone")
+    return 0
+
+
+def _privacy(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog=f"{PROGRAM} privacy",
+        description="Show what was spent of the users' privacy, on what, and what that means.",
+    )
+    add = parser.add_argument
+    _add_place(parser)
+    add("--delta", type=float, help="default: of the last charge")
+    add("--epsilon", type=float, help="a run's budget (default: of the last charge)")
+    add("--life-epsilon", type=float, help="all runs' budget (default: of the last charge)")
+    add("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    _check_id(options.id)
+    from clients.spending import read_spending
+    from crossrec_model.privacy.ledger import LEDGER
+
+    spending = read_spending(
+        options.state / options.id / LEDGER,
+        options.id,
+        delta=options.delta,
+        epsilon=options.epsilon,
+        life_epsilon=options.life_epsilon,
+    )
+    print(spending.to_json() if options.json else "\n".join(spending.lines()))
     return 0
 
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from clients.dataset import Dataset
+from clients.guard import Guard, OpenGuard
 from clients.membership import Finished, Member, Received, State, Stranger, check_same_run
 from clients.scoring import SharedModel
-from clients.sealing import EVALUATION_METRICS, TRAINING_METRICS, SealerFor
-from clients.training import optimizer_for, steps, train_steps
+from clients.sealing import SealerFor, metric_names
+from clients.updates import plain_update, private_update
 from clients.validation import Validation
 from crossrec_model import __version__
-from crossrec_model.config import ModelConfig, Plan, check_rounds, is_statistics_round
+from crossrec_model.config import ModelConfig, Plan, check_rounds
 from crossrec_model.errors import ConfigError, WireError
 from crossrec_model.parameters import Layout, Vector
 from crossrec_model.privacy.clipping import clip_update
-from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.privacy.ledger import BudgetExceededError
 from crossrec_model.secagg.errors import SecureSumError
 from crossrec_model.secagg.messages import Kind
 from crossrec_model.secagg.sums import subject_of
-from crossrec_model.statistics import Statistics, active_users, measure, shared_log_popularity
+from crossrec_model.statistics import Statistics, active_users
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Pieces
 from crossrec_model.wire.contribution import Contribution, metric_bounds
@@ -51,6 +51,7 @@ class PlatformRound:
         keep: gets everything that came from the federation, before the answer leaves.
         note: gets (round, rounds, what was done) after each round.
         warn: gets a line when this platform leaves a sum.
+        guard: decides on plans and charges private rounds; by default all plans are followed.
         new_run: take part in another run though the last one was not finished.
         earlier: what an earlier process of this platform kept; used if the same run goes on.
 
@@ -67,6 +68,7 @@ class PlatformRound:
         keep: Callable[[Received], None] = lambda received: None,
         note: Callable[[int, int, str], None] = lambda number, rounds, text: None,
         warn: Callable[[str], None] = lambda text: None,
+        guard: Guard | None = None,
         new_run: bool = False,
         earlier: Received | None = None,
     ) -> None:
@@ -74,6 +76,8 @@ class PlatformRound:
             raise ConfigError(f"platform id {platform!r} must match {wire.PLATFORM_ID}; rename it")
         self._platform, self._dataset_for = platform, dataset_for
         self._sealer_for, self._new_run = sealer_for, new_run
+        self._guard: Guard = guard or OpenGuard()
+        self._released: tuple[bytes, Vector] | None = None
         self._keep, self._note, self._warn, self._earlier = keep, note, warn, earlier
         self.state: State = Stranger()
 
@@ -97,6 +101,9 @@ class PlatformRound:
             self._warn(f"this platform leaves the sum ({type(error).__name__}): {error}")
             # One code for all: which one it is could tell about the data.
             code = wire.FailureCode.LEFT_THE_SUM
+        except BudgetExceededError as error:
+            self._warn(f"this platform leaves the round: {error}")
+            code = wire.FailureCode.BUDGET_SPENT
         return wire.encode_pieces(wire.Failure(code=code))
 
     def _answer(self, message: wire.Message) -> wire.Reply:
@@ -126,6 +133,8 @@ class PlatformRound:
         """Accept a plan, at any time: a coordinator that restarts welcomes everybody again."""
         plan = Plan.from_json(message.plan)
         check_rounds(plan.federation)
+        earlier = self._going_on()
+        self._guard.accept(plan, None if earlier is None else earlier.run)
         before, sealer = self.state, self._sealer_for(plan)
         if isinstance(before, Member) and _same_inputs(before.plan, plan):
             self.state = replace(before, plan=plan, sealer=sealer, received=None)
@@ -145,75 +154,75 @@ class PlatformRound:
             self._earlier = before.received
         return wire.WelcomeReply(
             dimension=self.state.layout.size,
-            training_metrics=TRAINING_METRICS,
-            evaluation_metrics=EVALUATION_METRICS,
+            training_metrics=metric_names(plan, Kind.TRAIN),
+            evaluation_metrics=metric_names(plan, Kind.EVALUATE),
         )
+
+    def _going_on(self) -> Received | None:
+        """What was received of a run that is not finished."""
+        known = self.state.received if isinstance(self.state, Member) else None
+        known = known or self._earlier
+        return None if known is None or known.finished else known
 
     def _train(self, message: wire.TrainRequest) -> wire.SumReply:
         """Take part in one round.
 
         1. Keep the vector received: a platform that is stopped now loses nothing.
-        2. In the first and the last round, measure the own statistics: as of the validation weeks,
-           or, for serving, of all that is known before the test weeks. Their difference to the
-           received ones is the update; the trained part of it is zero.
-        3. In the rounds between, unpack the network and the cohort's statistics and train for the
-           plan's epochs with a fresh optimiser, on randomness that seed, round and platform name.
-           The difference of the trained parts is the update; its statistics part is zero.
-        4. The weight is the number of users before the validation weeks, up to the plan's most.
-           The update is scaled down to the plan's bounds. Update, weight and metrics leave as one
+        2. A private round is charged to the ledger, durably, before anything is computed; then its
+           noised update is made (`private_update`). Asked again for the very same round, an update
+           with local noise leaves again as it was: that tells nothing new and costs nothing.
+        3. Without privacy, statistics are measured or the network is trained (`plain_update`). The
+           weight is the number of users before the validation weeks, up to the plan's most.
+        4. The update is scaled down to the plan's bounds. Update, weight and metrics leave as one
            sealed vector.
         """
         member = self._member(message.run)
-        rounds = member.plan.federation.rounds
-        if message.rounds != rounds:
+        plan = member.plan
+        if message.rounds != plan.federation.rounds:
             raise _RefusedError(wire.FailureCode.UNEXPECTED)
         self._check_ticket(member, message, Kind.TRAIN)
         member = self._take(member, message.run, message.round - 1, message.parameters)
-        if is_statistics_round(message.round, rounds):
-            update, loss = self._measured(member, message), 0.0
-            self._note(message.round, rounds, "measured statistics")
+        loss = 0.0
+        if plan.privacy.on:
+            update = self._private(member, message)
         else:
-            started = time.monotonic()
-            update, loss = self._trained(member, message)
-            seconds = time.monotonic() - started
-            self._note(message.round, rounds, f"trained, loss {loss:.4f}, {seconds:.2f} s")
-        limits = member.plan.aggregation
-        factor = clip_update(update, norm=limits.clip_norm, bound=limits.bound)
-        if factor < 1.0:
-            self._warn(
-                f"round {message.round}: the update was scaled by {factor:.3g} to the bounds"
+            update, loss, done = plain_update(
+                member, self._platform, message.round, message.parameters
             )
+            self._note(message.round, message.rounds, done)
+        limits = plan.aggregation
+        if (
+            plan.privacy.noise != "distributed"
+        ):  # that lies within the grid, and scaled it would not
+            factor = clip_update(update, norm=limits.clip_norm, bound=limits.bound)
+            if factor < 1.0:
+                self._warn(
+                    f"round {message.round}: the update was scaled by {factor:.3g} to the bounds"
+                )
         return self._sealed(member, message, Kind.TRAIN, update, loss)
 
-    def _measured(self, member: Member, message: wire.TrainRequest) -> Vector:
-        """Step 2: the update float32 [d] of a statistics round."""
-        split = member.dataset.split
-        day = split.validation if message.round == 1 else split.test
-        width = member.plan.model.sketch_width
-        own = measure(member.dataset.index, member.dataset.items, day, width)
-        update = np.zeros_like(message.parameters)
-        before = message.parameters[member.layout.trained :]
-        update[member.layout.trained :] = member.layout.tail(own) - before
+    def _private(self, member: Member, message: wire.TrainRequest) -> Vector:
+        """Step 2: the noised update float32 [d]."""
+        asked = subject_of(Kind.TRAIN, message.run, message.round, message.parameters)
+        if self._released is not None and self._released[0] == asked:
+            self._note(message.round, message.rounds, "sent the same noised update again")
+            return self._released[1].copy()
+        self._released = None
+        self._guard.charge(member.plan, message.run, message.round)
+        honest = self._guard.honest(member.plan)
+        update, done = private_update(member, message.round, message.parameters, honest)
+        if member.plan.privacy.noise == "local":
+            # Not with distributed noise: two cohorts' sums of the same shares could be subtracted.
+            # Whoever seals it may overwrite it.
+            self._released = asked, update.copy()
+        self._note(message.round, message.rounds, done)
         return update
 
-    def _trained(self, member: Member, message: wire.TrainRequest) -> tuple[Vector, float]:
-        """Step 3: the update float32 [d] of a training round, and its mean loss."""
-        plan, dataset = member.plan, member.dataset
-        network, statistics = member.layout.unpack(message.parameters, dataset.device)
-        popularity = shared_log_popularity(statistics, dataset.items)
-        stream = ExperimentRandomness(plan.seed, "round", message.round, "platform", self._platform)
-        optimizer, loss = optimizer_for(network, plan.training), 0.0
-        for epoch in range(1, plan.training.epochs + 1):
-            part = stream.child("epoch", epoch)
-            one = steps(dataset.training, plan, statistics, popularity, part)
-            loss = train_steps(network, optimizer, one, plan)
-        update = member.layout.pack(network, statistics) - message.parameters
-        update[member.layout.trained :] = 0.0
-        return update, loss
-
     def _evaluate(self, message: wire.EvaluateRequest) -> wire.SumReply:
-        """Score the validation users with the shared model alone."""
+        """Score the validation users with the shared model alone; never in a private run."""
         member = self._member(message.run)
+        if member.plan.privacy.on:
+            raise _RefusedError(wire.FailureCode.UNEXPECTED)
         self._check_ticket(member, message, Kind.EVALUATE)
         network, statistics = member.layout.unpack(
             self._checked(member, message.parameters), member.dataset.device
@@ -243,15 +252,19 @@ class PlatformRound:
         metric: float,
     ) -> wire.SumReply:
         """Seal update float32 [d], weight and metric into this platform's part of the sum."""
-        users = len(active_users(member.dataset.index, member.dataset.split.validation))
-        weight = min(float(users), member.plan.aggregation.max_weight)
-        # Never a refusal: whether a loss is beyond a bound would tell about the data.
-        names = TRAINING_METRICS if kind is Kind.TRAIN else EVALUATION_METRICS
-        (most,) = metric_bounds(names)
-        inside = most if math.isnan(metric) else min(max(metric, -most), most)
+        names, most = metric_names(member.plan, kind), member.plan.aggregation.max_weight
+        weight = most
+        if not member.plan.privacy.on:
+            users = len(active_users(member.dataset.index, member.dataset.split.validation))
+            weight = min(float(users), most)
+        metrics = tuple(
+            # Never a refusal: whether a loss is beyond a bound would tell about the data.
+            bound if math.isnan(metric) else min(max(metric, -bound), bound)
+            for bound in metric_bounds(names)
+        )
         body = member.sealer.seal(
             message.ticket,
-            Contribution(update=update, weight=weight, metrics=(inside,)),
+            Contribution(update=update, weight=weight, metrics=metrics),
             run=message.run,
             kind=kind,
             number=message.round,

@@ -21,6 +21,13 @@ TRAINING_METRICS: Final = ("loss",)
 EVALUATION_METRICS: Final = ("ndcg@10",)
 
 
+def metric_names(plan: Plan, kind: Kind) -> tuple[str, ...]:
+    """What a contribution says beside the update: nothing in a private run, it is not paid for."""
+    if plan.privacy.on:
+        return ()
+    return TRAINING_METRICS if kind is Kind.TRAIN else EVALUATION_METRICS
+
+
 class Sealer(Protocol):
     """Seals contributions to sums, and takes part in whatever messages that needs."""
 
@@ -81,8 +88,8 @@ def secure_sealer(
             identity=identity,
             terms=Terms.of(roster, plan),
             grids={
-                Kind.TRAIN: Grid.of(limits, TRAINING_METRICS),
-                Kind.EVALUATE: Grid.of(limits, EVALUATION_METRICS),
+                kind: Grid.of(limits, metric_names(plan, kind))
+                for kind in (Kind.TRAIN, Kind.EVALUATE)
             },
             randomness=SystemRandomness(),
             record=record,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from crossrec_model.errors import ConfigError
 Objective = Literal["softmax", "bce", "mse"]
 LocalOptimizer = Literal["adam", "sgd"]
 ServerOptimizer = Literal["fedavg", "fedavgm", "fedadam"]
+Noise = Literal["none", "local", "distributed"]
 Activation = Literal["tanh", "sigmoid", "relu", "identity"]
 RELATIONS: Final = ("self", "category", "brand", "shop", "bought_together")
 #: Statistics, training, statistics.
@@ -158,6 +160,61 @@ class AggregationConfig:
         _within("aggregation.slots", self.slots, 1, 1024)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What protects a platform's single users (docs/privacy.md). All of it is public.
+
+    `noise` is `none`, `local` (each platform's own noise is enough for its users) or `distributed`
+    (only the sum carries enough). `epsilon` and `delta` are what the run was calibrated for; each
+    platform prices the run itself. A user's gradient is clipped to the L2 norm `clip`. The noise has a
+    deviation of `multiplier` times that; `statistics_multiplier` is that of the statistics rounds. In
+    each of a round's `steps`, a user takes part with probability `rate`. `population` is the number of
+    users that sums are divided by: a public guess, the same for all, never a platform's real one.
+    """
+
+    noise: Noise = "none"
+    epsilon: float = 8.0
+    delta: float = 1e-5
+    clip: float = 1.0
+    multiplier: float = 0.0
+    statistics_multiplier: float = 0.0
+    rate: float = 0.1
+    steps: int = 10
+    population: int = 2000
+    learning_rate: float = 0.3
+    #: Items drawn from the catalogue for each user and step.
+    negatives: int = 20
+    #: How far back from the validation weeks a training moment may lie, in days.
+    reach_days: float = 270.0
+    #: Whether the hash table is trained; otherwise it stays as the seed made it.
+    train_table: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("privacy.noise", self.noise, get_args(Noise))
+        _within("privacy.epsilon", self.epsilon, 1e-3, 1e4)
+        _within("privacy.delta", self.delta, 1e-15, 0.1)
+        _within("privacy.clip", self.clip, 1e-6, 1e6)
+        least = 0.0 if self.noise == "none" else 1e-3
+        _within("privacy.multiplier", self.multiplier, least, 1e6)
+        _within("privacy.statistics_multiplier", self.statistics_multiplier, least, 1e6)
+        _within("privacy.rate", self.rate, 1e-6, 1.0)
+        _within("privacy.steps", self.steps, 1, 100_000)
+        _within("privacy.population", self.population, 1, 1_000_000_000)
+        _within("privacy.learning_rate", self.learning_rate, 1e-7, 1e4)
+        _within("privacy.negatives", self.negatives, 1, 10_000)
+        _within("privacy.reach_days", self.reach_days, 1.0, 36500.0)
+        if self.noise == "distributed" and (self.rate, self.steps) != (1.0, 1):
+            raise ConfigError(
+                f"privacy.rate = {self.rate} and privacy.steps = {self.steps} don't go with "
+                "distributed noise, whose round is one step of all users; set both to 1"
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether what leaves a platform is differentially private."""
+        return self.noise != "none"
+
+
 def is_statistics_round(number: int, rounds: int) -> bool:
     """Whether a round (from 1) carries statistics instead of training: the first and the last do.
 
@@ -184,11 +241,24 @@ class Plan:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     #: Seed of the experiment streams (initial weights, sampling), not of keys or noise.
     seed: int = 0
 
     def __post_init__(self) -> None:
         _within("seed", self.seed, 0, 2**63 - 1)
+        limits = self.aggregation
+        if self.privacy.noise == "distributed" and not (
+            limits.max_weight == 1.0
+            and limits.levels <= 1 << 24
+            and math.frexp(limits.levels)[0] == 0.5
+            and math.frexp(limits.bound)[0] == 0.5
+        ):
+            raise ConfigError(
+                f"aggregation.levels = {limits.levels}, bound = {limits.bound}, max_weight = "
+                f"{limits.max_weight} don't go with distributed noise, which must pass the grid "
+                "unrounded; set powers of two, of levels up to 2^24, and max_weight = 1"
+            )
 
     def to_json(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces; equal plans give equal bytes."""
@@ -207,7 +277,7 @@ class Plan:
 
     @classmethod
     def from_toml(cls, path: Path) -> Plan:
-        """Read a plan file with the tables `[model]`, `[training]`, `[federation]`, `[aggregation]`."""
+        """Read a plan file with the tables `[model]`, `[training]` and so on."""
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -225,6 +295,7 @@ class Plan:
             "training": TrainingConfig,
             "federation": FederationConfig,
             "aggregation": AggregationConfig,
+            "privacy": PrivacyConfig,
         }
         unknown = sorted(set(table) - {*sections, "seed"})
         if unknown:

@@ -106,5 +106,44 @@ def _convolved(
         near = torch.searchsorted(wider, around.clamp(min=0)).clamp(max=max(len(wider) - 1, 0))
         means = torch.einsum("nrkd,nrk->nrd", h[near], share.to(h.dtype))  # [n, R, D]
         parts = [own if r == "self" else means[:, i] for i, r in enumerate(layer.relations)]
-        h = layer.forward(torch.stack(parts, dim=1))
+        h = network.activation(layer(torch.stack(parts, dim=1)))
+    return h
+
+
+def rows_per_user(network: Network, items: ItemTensors, rows: Tensor) -> tuple[Tensor, list[int]]:
+    """Each user's items and all that the graph layers read around them.
+
+    Rows int64 [B, T] → int64 [B, S], -1 = none, and the number of leading columns that each level
+    holds, the rows themselves first: level l + 1 is level l with the neighbours of its items.
+    """
+    kept = [i for i, r in enumerate(network.config.relations) if r != "self"]
+    sizes = [rows.shape[1]]
+    for _ in network.layers():
+        around = items.neighbours[rows.clamp(min=0)][:, :, kept]  # [B, S, R', K]
+        around = around.masked_fill((rows < 0)[:, :, None, None], -1)
+        rows = torch.cat([rows, around.flatten(1)], dim=1)
+        sizes.append(rows.shape[1])
+    return rows, sizes
+
+
+def convolve_per_user(
+    network: Network, items: ItemTensors, rows: Tensor, sizes: list[int], e: Tensor
+) -> Tensor:
+    """Return h [B, T, D] of the first rows, from e [B, S, D] of all `rows_per_user`.
+
+    As `encode` computes it, with nothing shared between users and every layer called once.
+    """
+    h = e
+    for layer, (inner, outer) in zip(
+        network.layers(), zip(sizes[-2::-1], sizes[:0:-1], strict=True), strict=True
+    ):
+        b, k = rows.shape[0], items.neighbours.shape[-1]
+        others = sum(r != "self" for r in layer.relations)
+        seen = (rows[:, inner:outer] >= 0).view(b, inner, others, k)
+        share = seen / seen.sum(-1, keepdim=True).clamp(min=1)  # [B, n, R', K]
+        near = h[:, inner:outer].view(b, inner, others, k, -1)
+        means = (near * share.to(h.dtype)[..., None]).sum(-2)  # [B, n, R', D]
+        own, taken = h[:, :inner], iter(means.unbind(2))
+        parts = [own if relation == "self" else next(taken) for relation in layer.relations]
+        h = network.activation(layer(torch.stack(parts, dim=2)))  # [B, n, D]
     return h

@@ -36,8 +36,8 @@ class Network(nn.Module):
         super().__init__()
         d, self.config = config.dimension, config
         self.activation = _ACTIVATIONS[config.activation]
-        self.items = nn.Parameter(torch.zeros(config.buckets, d))  # W_i, row 0 is padding
-        self.item_bias = nn.Parameter(torch.zeros(d))  # b_i
+        self.items = HashTable(config.buckets, d)  # W_i
+        self.item_bias = Shift(d)  # b_i
         self.project = nn.Linear(config.vector_size, d, bias=False) if config.vector_size else None
         self.graph = nn.ModuleList(GraphConvolution(config) for _ in range(config.graph_layers))
         self.user = nn.Linear(3 * d + len(USER_NUMBERS), d)  # W_u on pools, context, numbers
@@ -53,8 +53,9 @@ class Network(nn.Module):
             for parameter in self.parameters():
                 scale = 0.02 if parameter.dim() > 1 else 0.0
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-            self.items.copy_(torch.randn(self.items.shape, generator=generator) * 0.05)
-            self.items[0] = 0.0
+            table = self.items.weight
+            table.copy_(torch.randn(table.shape, generator=generator) * 0.05)
+            table[0] = 0.0
             for layer in self.layers():
                 layer.start_as_identity()
             self.user.weight[:, :d] += torch.eye(d)
@@ -72,14 +73,15 @@ class Network(nn.Module):
         return [layer for layer in self.tower if isinstance(layer, nn.Linear)]
 
     def look_up(self, buckets: Tensor) -> Tensor:
-        """Sum of the table's rows: int64 [N, F] → [N, D]; bucket 0 counts nothing."""
-        return functional.embedding_bag(buckets, self.items, mode="sum", padding_idx=0)
+        """Sum of the table's rows: int64 [..., F] → [..., D]; bucket 0 counts nothing."""
+        sums: Tensor = self.items(buckets)
+        return sums
 
     def embed_items(self, sums: Tensor, vectors: Tensor) -> Tensor:
-        """Content → e_i. Looked-up sums [N, D], given vectors float32 [N, V] → [N, D]."""
+        """Content → e_i. Looked-up sums [..., D], given vectors float32 [..., V] → [..., D]."""
         if self.project is not None:
             sums = sums + self.project(vectors)
-        return self.activation(sums + self.item_bias)
+        return self.activation(self.item_bias(sums))
 
     def embed_users(self, pooled: Tensor, context: Tensor, numbers: Tensor) -> Tensor:
         """History pools [B, 2, D], looked-up context [B, D], numbers [B, S] → e_u [B, D]."""
@@ -113,14 +115,39 @@ class Network(nn.Module):
         return linear + (u * out[3 * d :]) @ h.T + self.output.bias + y.squeeze(-1)
 
 
+class HashTable(nn.Module):
+    """Rows of hashed tokens; row 0 is padding and stays 0."""
+
+    def __init__(self, buckets: int, dimension: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(buckets, dimension))
+
+    def forward(self, buckets: Tensor) -> Tensor:
+        """Sum of the rows of each bag: int64 [..., F] → [..., D]."""
+        bags = buckets.flatten(0, -2)  # [N, F]
+        sums = functional.embedding_bag(bags, self.weight, mode="sum", padding_idx=0)
+        return sums.view(*buckets.shape[:-1], -1)
+
+
+class Shift(nn.Module):
+    """A learned constant that is added to every vector."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(dimension))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., D]."""
+        return x + self.bias
+
+
 class GraphConvolution(nn.Module):
-    """One relation-weighted layer: σ(Σ_r W_r·m_r + b), m_r the mean over the neighbours under r."""
+    """One relation-weighted layer before σ: Σ_r W_r·m_r + b, m_r the mean over the neighbours under r."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.dimension
         self.relations = config.relations
-        self.activation = _ACTIVATIONS[config.activation]
         self.weight = nn.Parameter(torch.zeros(len(config.relations), d, d))  # W_r
         self.bias = nn.Parameter(torch.zeros(d))
 
@@ -131,5 +158,7 @@ class GraphConvolution(nn.Module):
                 nn.init.eye_(self.weight[number])
 
     def forward(self, means: Tensor) -> Tensor:
-        """Neighbour means [N, R, D] → [N, D]."""
-        return self.activation(torch.einsum("nrd,rod->no", means, self.weight) + self.bias)
+        """Neighbour means [..., R, D] → [..., D]."""
+        # One product of [R·D] with [R·D, D] is faster than one a relation.
+        weight = self.weight.transpose(1, 2).flatten(0, 1)  # [R·D, D]
+        return means.flatten(-2) @ weight + self.bias

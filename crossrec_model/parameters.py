@@ -47,6 +47,14 @@ class Layout:
         """Length of the trained part, the first of the vector; the server's optimiser moves it."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    def places(self) -> dict[str, slice]:
+        """Where each trained tensor lies in the vector."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()]).tolist()
+        return {
+            name: slice(start, end)
+            for name, start, end in zip(self.shapes, [0, *ends], ends, strict=False)
+        }
+
     @property
     def size(self) -> int:
         """Length of the whole vector."""
@@ -59,8 +67,13 @@ class Layout:
 
     def tail(self, statistics: Statistics) -> Vector:
         """Return the statistics as the last part of the vector, float32 [size - trained]."""
-        moments = np.concatenate([statistics.mean, statistics.square]) / np.float32(MOMENT_SCALE)
-        return np.concatenate([statistics.sketch, np.clip(moments, -1, 1)]).astype(np.float32)
+        moments = self.moments(statistics.mean, statistics.square)
+        return np.concatenate([statistics.sketch, moments]).astype(np.float32)
+
+    def moments(self, mean: Vector, square: Vector) -> Vector:
+        """Return moments of user numbers, float32 [S] each, as the end of the vector, within ±1."""
+        scaled = np.concatenate([mean, square]) / np.float32(MOMENT_SCALE)
+        return np.clip(scaled, -1, 1).astype(np.float32)
 
     def unpack(self, vector: Vector, device: torch.device) -> tuple[Network, Statistics]:
         """Return a new network and the statistics held in a vector float32 [size].

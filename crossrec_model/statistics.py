@@ -15,12 +15,17 @@ import numpy.typing as npt
 
 from crossrec_model.data.histories import Histories
 from crossrec_model.data.items import SKETCH_ROWS, ItemTable
-from crossrec_model.data.users import USER_NUMBERS, Float64, HistoryIndex
+from crossrec_model.data.users import USER_NUMBERS, Float64, HistoryIndex, Int
 
 #: A user's word for an item fades to 1/e in this many days after she last took it.
 POPULARITY_DAYS: Final = 30.0
 #: Share of the popularity that is spread evenly over the catalogue, so that no item is impossible.
 UNIFORM_SHARE: Final = 0.01
+#: Mean and deviation of each user number where none may be measured: round figures for shops.
+PUBLIC_MOMENTS: Final = (
+    *((3.5, 1.5), (3.0, 1.5), (2.0, 1.5), (1.0, 1.0), (2.0, 1.5), (0.3, 0.3), (1.5, 1.0)),
+    *((-8.0, 2.0), (0.3, 0.3), (0.3, 0.3), (0.3, 0.3), (0.8, 0.4), (0.0, 0.7), (0.0, 0.7)),
+)
 _LEAST_VARIANCE: Final = 1e-4
 
 
@@ -39,15 +44,27 @@ class Statistics:
         return np.asarray(scaled, dtype=np.float32)
 
 
+def public_moments() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Mean and mean square of the user numbers as `PUBLIC_MOMENTS` has them, float32 [S] each."""
+    mean, deviation = np.array(PUBLIC_MOMENTS, dtype=np.float32).T
+    return mean, mean**2 + deviation**2
+
+
 def item_counts(histories: Histories, items: int, day: float) -> Float64:
     """Recent takers of each item before `day`: Σ over users of exp(-age / POPULARITY_DAYS), [items]."""
+    _users, taken, fade = user_popularity(histories, items, day)
+    return np.bincount(taken, weights=fade, minlength=items).astype(np.float64)
+
+
+def user_popularity(histories: Histories, items: int, day: float) -> tuple[Int, Int, Float64]:
+    """Distinct (user, item) pairs before `day` with exp(-age / POPULARITY_DAYS) of the last: [n] each."""
     past = histories.before(day)
     pairs = past.user_of_event() * items + past.item
     distinct, inverse = np.unique(pairs, return_inverse=True)
     last = np.full(len(distinct), -np.inf)
     np.maximum.at(last, inverse, past.day)
     fade = np.exp(-(day - last) / POPULARITY_DAYS)
-    return np.bincount(distinct % items, weights=fade, minlength=items).astype(np.float64)
+    return distinct // items, distinct % items, fade
 
 
 def log_popularity(counts: Float64) -> Float64:
@@ -58,10 +75,19 @@ def log_popularity(counts: Float64) -> Float64:
 
 
 def shared_log_popularity(statistics: Statistics, items: ItemTable) -> Float64:
-    """Log q over the platform's items from the cohort's sketch; least without a shared id."""
-    cells = statistics.sketch[np.maximum(items.sketch, 0)]  # [items, rows]
-    counts = np.where(items.sketch[:, 0] >= 0, cells.min(axis=1), 0.0)
-    return log_popularity(np.maximum(counts, 0.0).astype(np.float64))
+    """Log q over the platform's items from the cohort's sketch; least without a shared id.
+
+    Counts are never negative, so a sketch that holds negative cells was noised, by what they show:
+    counts within the noise are drawn together, so that none stands out by chance.
+    """
+    cells = statistics.sketch[np.maximum(items.sketch, 0)].astype(np.float64)  # [items, rows]
+    noise = statistics.sketch[statistics.sketch < 0].astype(np.float64)
+    if len(noise):
+        scale = np.sqrt(np.mean(noise**2) / SKETCH_ROWS)
+        counts = scale * np.logaddexp(0.0, cells.mean(axis=1) / scale)
+    else:
+        counts = np.maximum(cells.min(axis=1), 0.0)
+    return log_popularity(np.where(items.sketch[:, 0] >= 0, counts, 0.0))
 
 
 def measure(index: HistoryIndex, items: ItemTable, day: float, width: int) -> Statistics:

@@ -13,6 +13,7 @@ import torch
 
 from clients.connection import Handler
 from clients.dataset import Dataset, load_dataset
+from clients.guard import OpenGuard
 from clients.private import PrivateModel, restore_private
 from clients.round import PlatformRound
 from clients.sealing import SealerFor, secure_sealer
@@ -88,7 +89,12 @@ class LocalEngine:
         """See `Engine`."""
         sums = secure_sums(platforms) if self.secure else plain_sums(platforms)
         handlers = {
-            name: PlatformRound(name, functools.partial(_given, datasets[name]), sums.sealers[name])
+            name: PlatformRound(
+                name,
+                functools.partial(_given, datasets[name]),
+                sums.sealers[name],
+                guard=OpenGuard(sums.honest(plan)),
+            )
             for name in platforms
         }
         with closing(InProcessGrid(handlers, at_once=self.at_once)) as grid:
@@ -116,7 +122,12 @@ class RayEngine:
             keys |= {name: identity.to_bytes() for name, identity in identities.items()}
         makers = {
             name: functools.partial(
-                _in_actor, name, str(platform.prepared.folder.resolve()), keys[name], roster
+                _in_actor,
+                name,
+                str(platform.prepared.folder.resolve()),
+                keys[name],
+                roster,
+                sums.honest(plan),
             )
             for name, platform in platforms.items()
         }
@@ -161,7 +172,7 @@ def _given(dataset: Dataset, _model: ModelConfig) -> Dataset:
     return dataset
 
 
-def _in_actor(platform: str, folder: str, key: bytes | None, roster: bytes) -> Handler:
+def _in_actor(platform: str, folder: str, key: bytes | None, roster: bytes, honest: int) -> Handler:
     """Made inside the actor, so that a platform's data stay in its process."""
     torch.set_num_threads(1)
     prepared = open_prepared(Path(folder))
@@ -170,7 +181,10 @@ def _in_actor(platform: str, folder: str, key: bytes | None, roster: bytes) -> H
         members = SignedRoster.from_json(roster).roster
         sealer = secure_sealer(platform, IdentityKey.from_bytes(key), members, OpenedInMemory())
     return PlatformRound(
-        platform, lambda model: load_dataset(prepared, model, device=torch.device("cpu")), sealer
+        platform,
+        lambda model: load_dataset(prepared, model, device=torch.device("cpu")),
+        sealer,
+        guard=OpenGuard(honest),
     )
 
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 
+from clients.guard import honest_members
 from clients.opened import Opening
 from clients.sealing import SealerFor, secure_sealer
 from crossrec_model.config import Plan
@@ -28,10 +29,14 @@ WARNING = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sums:
-    """Both sides of an aggregation: what seals for each platform, and what adds up."""
+    """Both sides of an aggregation: what seals for each platform, and what adds up.
+
+    `honest` gives how many platforms of each sum a plan takes for honest.
+    """
 
     sealers: Mapping[str, SealerFor]
     aggregation: Callable[[Courier, Plan, Note], Aggregation]
+    honest: Callable[[Plan], int]
 
 
 def secure_sums(platforms: Iterable[str]) -> Sums:
@@ -51,6 +56,7 @@ def sums_under(identities: Mapping[str, IdentityKey], signed: SignedRoster) -> S
             for name, identity in identities.items()
         },
         aggregation=functools.partial(_secure, signed.roster),
+        honest=functools.partial(honest_members, signed.roster),
     )
 
 
@@ -59,6 +65,8 @@ def plain_sums(platforms: Iterable[str]) -> Sums:
     return Sums(
         sealers=dict.fromkeys(platforms, PlainSealer),
         aggregation=lambda courier, plan, _note: PlainSum(courier, plan),
+        # Each share of noise is whole: nothing hides one platform's among the others'.
+        honest=lambda _plan: 1,
     )
 
 

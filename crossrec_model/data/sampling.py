@@ -55,16 +55,32 @@ class _Taken:
 
 
 class BlockSampler:
-    """Draws blocks of one platform's users from its events before `end`."""
+    """Draws blocks of one platform's users from its events before `end`.
+
+    With `reach_days`, a user's block depends on her own events and on public settings only: her
+    moment lies shortly before one of them, at most so far back. Without it, moments lie in the period
+    that the platform's events cover.
+    """
 
     def __init__(
-        self, index: HistoryIndex, config: TrainingConfig, *, items: int, end: float
+        self,
+        index: HistoryIndex,
+        config: TrainingConfig,
+        *,
+        items: int,
+        end: float,
+        reach_days: float | None = None,
     ) -> None:
         self._index, self._config, self._items, self._end = index, config, items, end
-        days = index.histories.day
-        self._start = float(days.min()) if len(days) else end
+        days, latest = index.histories.day, end - config.window_days
+        self._reach = 0.0
+        if reach_days is not None:
+            self._reach = reach_days
+        elif len(days):
+            self._reach = 0.9 * max(latest - float(days.min()), 0.0)
         # Platforms that record purchases foresee purchases; others foresee whatever they record.
-        self._purchases = bool(index.histories.bought.any())
+        self._purchases = reach_days is None and bool(index.histories.bought.any())
+        self._per_user = reach_days is not None
 
     def draw(
         self, users: Int, item_popularity: Float64, generator: np.random.Generator
@@ -72,13 +88,18 @@ class BlockSampler:
         """A training block: a random moment per user, more often a recent one."""
         config = self._config
         latest = self._end - config.window_days
-        room = max(latest - self._start, 0.0)
-        back = np.minimum(generator.exponential(config.recency_days, len(users)), 0.9 * room)
-        days = latest - back
+        if self._per_user:
+            days = self._before_an_event(users, latest, generator)
+        else:
+            back = generator.exponential(config.recency_days, len(users))
+            days = latest - np.minimum(back, self._reach)
         taken = self._taken(users, days)
         place, event = self._index.events(users, days, days + config.window_days)
-        if self._purchases:
-            bought = self._index.histories.bought[event]
+        bought = self._index.histories.bought[event]
+        if self._per_user:
+            buys = np.bincount(place[bought], minlength=len(users)) > 0
+            bought = bought | ~buys[place]
+        if self._purchases or self._per_user:
             place, event = place[bought], event[bought]
         target = np.unique(self._key(place, self._index.histories.item[event]))
         new = target[~np.isin(target, self._key(taken.place, taken.item))]
@@ -87,6 +108,22 @@ class BlockSampler:
         return self._block(
             users, days, taken, order, config.history, item_popularity, positives, mask
         )
+
+    def _before_an_event(
+        self, users: Int, latest: float, generator: np.random.Generator
+    ) -> Float64:
+        """A moment at most a window before a random event of each user's, more often a recent one."""
+        config, days = self._config, np.full(len(users), latest)
+        place, event = self._index.events(users, days - self._reach, np.full(len(users), self._end))
+        day = self._index.histories.day[event]
+        # The first of exponential clocks, each running at the event's weight.
+        clock = generator.exponential(size=len(event)) * np.exp(
+            (self._end - day) / config.recency_days
+        )
+        chosen, _slot = _first_per_user(place, clock, 1)
+        days[place[chosen]] = day[chosen] - config.window_days * generator.random(len(chosen))
+        early: Float64 = np.minimum(days, latest)
+        return early
 
     def at(self, users: Int, day: float, item_popularity: Float64) -> UserBlock:
         """An inference block: everything before `day`, most recent items first, no positives."""

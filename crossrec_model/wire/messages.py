@@ -51,6 +51,7 @@ class FailureCode(IntEnum):
     PLAN_REFUSED = 4
     INTERNAL = 6
     LEFT_THE_SUM = 7
+    BUDGET_SPENT = 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def network() -> Network:
             parameter += 0.1 * torch.randn(
                 parameter.shape, generator=torch.Generator().manual_seed(2)
             )
-        network.items[0] = 0.0
+        network.items.weight[0] = 0.0
     return network
 
 
@@ -82,7 +82,7 @@ def test_a_user_is_her_pools_her_context_and_her_numbers(table, block, network) 
             for place, item in enumerate(block.history[row].tolist()):
                 for pool in range(2):
                     pools[pool] += block.weights[row, place, pool] * e[item]
-            where = network.items[block.context[row]].sum(0)
+            where = network.items.weight[block.context[row]].sum(0)
             x = torch.cat([pools.flatten(), where, NUMBERS[row]])
             expected = torch.tanh(network.user.weight @ x + network.user.bias)
             torch.testing.assert_close(users[row], expected, rtol=1e-4, atol=1e-5)

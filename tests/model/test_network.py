@@ -36,7 +36,7 @@ def article() -> Network:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        network.items[1:5] = torch.eye(4)
+        network.items.weight[1:5] = torch.eye(4)
         for layer in network.layers():
             layer.weight[0] = torch.eye(4)
         network.user.weight[:, :4] = torch.eye(4)
@@ -80,7 +80,7 @@ def test_the_articles_neighbour_is_summed_over_relations(article: Network) -> No
         layer.weight[0] *= 2
         layer.bias += 0.1
         expected = [_logistic(2 * x + 0.1) for x in (0.2, 0.4, 0.6, 0.8)]
-        np.testing.assert_allclose(layer(means)[0].numpy(), expected, rtol=1e-6)
+        np.testing.assert_allclose(article.activation(layer(means))[0].numpy(), expected, rtol=1e-6)
 
 
 CONFIGS = [
@@ -98,7 +98,7 @@ def _random_network(config: ModelConfig) -> Network:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        network.items[0] = 0.0
+        network.items.weight[0] = 0.0
     return network
 
 
@@ -121,9 +121,9 @@ def test_padding_says_nothing_and_gets_no_gradient() -> None:
     bare = network.embed_items(network.look_up(torch.tensor([[3, 5]])), torch.zeros(1, 0))
     assert torch.equal(padded, bare)
     padded.sum().backward()
-    assert network.items.grad is not None
-    assert float(network.items.grad[0].abs().sum()) == 0.0
-    assert float(network.items.grad[3].abs().sum()) > 0.0
+    assert network.items.weight.grad is not None
+    assert float(network.items.weight.grad[0].abs().sum()) == 0.0
+    assert float(network.items.weight.grad[3].abs().sum()) > 0.0
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -38,7 +38,7 @@ def test_packing_and_unpacking_are_inverse() -> None:
     # The copy is deep: what is trained does not change the vector received.
     before = vector.copy()
     with torch.no_grad():
-        network.items += 1
+        network.items.weight += 1
     np.testing.assert_array_equal(vector, before)
 
 

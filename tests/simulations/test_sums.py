@@ -341,7 +341,8 @@ def test_a_plan_that_no_grid_of_32_bits_holds_is_refused() -> None:
 
 def test_platforms_of_another_roster_are_not_let_in() -> None:
     # The same names under other keys: every one of them refuses the coordinator's invitation.
-    mixed = Sums(sealers=secure_sums("ABC").sealers, aggregation=secure_sums("ABC").aggregation)
+    one, other = secure_sums("ABC"), secure_sums("ABC")
+    mixed = Sums(sealers=one.sealers, aggregation=other.aggregation, honest=one.honest)
     plan = replace(PLAN, federation=replace(PLAN.federation, round_timeout_s=1.0))
     with closing(InProcessGrid({n: _Platform(n, s) for n, s in mixed.sealers.items()})) as grid:
         courier = GridCourier(grid)

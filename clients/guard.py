@@ -1,0 +1,110 @@
+"""What a platform lets a plan do to its users: nothing is computed for a round before it is charged."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from crossrec_model.config import Plan
+from crossrec_model.errors import ConfigError
+from crossrec_model.privacy.ledger import Budget, BudgetExceededError, Ledger
+from crossrec_model.privacy.planning import round_event, run_events
+from crossrec_model.privacy.pricing import epsilon
+from crossrec_model.secagg.roster import Roster
+
+
+class Guard(Protocol):
+    """Decides on plans and charges rounds."""
+
+    def accept(self, plan: Plan, run: bytes | None) -> None:
+        """Raise ConfigError for a plan that this platform does not follow.
+
+        `run` is that of an earlier part of the run, if this platform goes on with it.
+        """
+
+    def honest(self, plan: Plan) -> int:
+        """Platforms in every sum, this one included, that a plan takes for honest."""
+
+    def charge(self, plan: Plan, run: bytes, number: int) -> None:
+        """Record durably what round `number` does, before anything is computed for it.
+
+        Raises:
+            BudgetExceededError: if it would overspend; nothing is recorded.
+        """
+
+
+def honest_members(roster: Roster, plan: Plan) -> int:
+    """The fewest honest platforms in a sum: its threshold less those that may collude."""
+    share = plan.aggregation.colluding_share
+    return roster.threshold(share) - roster.colluding(share)
+
+
+class LedgerGuard:
+    """Charges to a ledger within a budget.
+
+    Args:
+        allow_none: follow plans without differential privacy too.
+    """
+
+    def __init__(
+        self, ledger: Ledger, budget: Budget, roster: Roster, *, allow_none: bool = False
+    ) -> None:
+        self._ledger, self._budget, self._roster = ledger, budget, roster
+        self._allow_none = allow_none
+
+    def accept(self, plan: Plan, run: bytes | None) -> None:
+        """See `Guard`: the whole run must fit into what is left of the budget."""
+        if not plan.privacy.on:
+            if self._allow_none:
+                return
+            raise ConfigError(
+                "the plan has no differential privacy: updates could tell about single users; ask "
+                "the coordinator's operator for a plan with it, or accept this with --no-privacy"
+            )
+        budget, planned = self._budget, run_events(plan, self.honest(plan))
+        if run is not None and self._ledger.spent(budget.delta, run) > 0:
+            return  # it was accepted as a whole when it began; each round is still checked
+        asked = epsilon(planned, budget.delta)
+        life = epsilon((*planned, *(r.event for r in self._ledger.records)), budget.delta)
+        for name, value, limit in (
+            ("--epsilon", asked, budget.epsilon),
+            ("--life-epsilon", life, budget.life_epsilon),
+        ):
+            if value > limit:
+                spent = "" if name == "--epsilon" else " with all that was spent before"
+                raise ConfigError(
+                    f"the plan costs each user epsilon = {value:.3g}{spent} at delta = "
+                    f"{budget.delta:g}, more than {name} = {limit:g}; ask for a plan with more "
+                    f"noise, or raise {name}"
+                )
+
+    def honest(self, plan: Plan) -> int:
+        """See `Guard`."""
+        return honest_members(self._roster, plan)
+
+    def charge(self, plan: Plan, run: bytes, number: int) -> None:
+        """See `Guard`."""
+        if not plan.privacy.on:
+            return
+        event = round_event(plan, number, self.honest(plan))
+        what = "training" if number not in (1, plan.federation.rounds) else "statistics"
+        self._ledger.charge(event, run=run, round=number, what=what, budget=self._budget)
+
+
+class OpenGuard:
+    """For simulations: every plan is followed and nothing is recorded."""
+
+    def __init__(self, honest: int = 1) -> None:
+        self._honest = honest
+
+    def accept(self, plan: Plan, run: bytes | None) -> None:
+        """See `Guard`."""
+
+    def honest(self, plan: Plan) -> int:
+        """See `Guard`."""
+        return self._honest
+
+    def charge(self, plan: Plan, run: bytes, number: int) -> None:
+        """See `Guard`."""
+
+
+__all__ = ["BudgetExceededError", "Guard", "LedgerGuard", "OpenGuard", "honest_members"]
