@@ -95,8 +95,9 @@ def load_dataset(
     validation_weeks: float = 8.0,
     test_weeks: float = 4.0,
     min_users: int = 1,
+    end: float | None = None,
 ) -> Dataset:
-    """Read prepared tables; the split is counted back from the platform's last event.
+    """Read prepared tables; the split is counted back from day `end`, or from the last event.
 
     Raises:
         DataError: if too few users are left before the validation weeks.
@@ -104,7 +105,9 @@ def load_dataset(
     items = item_table(prepared.catalogue(), model)
     histories = read_histories(prepared.interactions(), items, model.buckets)
     split = split_by_weeks(
-        float(histories.day.max()), validation_weeks=validation_weeks, test_weeks=test_weeks
+        float(histories.day.max()) if end is None else end,
+        validation_weeks=validation_weeks,
+        test_weeks=test_weeks,
     )
     check_split(histories, split, min_users=min_users)
     return Dataset(items=items, histories=histories, split=split, device=device)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError
-from crossrec_model.privacy.ledger import Budget, BudgetExceededError, Ledger
+from crossrec_model.privacy.ledger import Budget, Ledger
 from crossrec_model.privacy.planning import round_event, run_events
 from crossrec_model.privacy.pricing import epsilon
 from crossrec_model.secagg.roster import Roster
@@ -32,24 +32,25 @@ class Guard(Protocol):
         """
 
 
-def honest_members(roster: Roster, plan: Plan) -> int:
-    """The fewest honest platforms in a sum: its threshold less those that may collude."""
-    share = plan.aggregation.colluding_share
-    return roster.threshold(share) - roster.colluding(share)
-
-
 class LedgerGuard:
     """Charges to a ledger within a budget.
 
     Args:
         allow_none: follow plans without differential privacy too.
+        public_end: whether the day on which the data end is known without looking at them.
     """
 
     def __init__(
-        self, ledger: Ledger, budget: Budget, roster: Roster, *, allow_none: bool = False
+        self,
+        ledger: Ledger,
+        budget: Budget,
+        roster: Roster,
+        *,
+        allow_none: bool = False,
+        public_end: bool = True,
     ) -> None:
         self._ledger, self._budget, self._roster = ledger, budget, roster
-        self._allow_none = allow_none
+        self._allow_none, self._public_end = allow_none, public_end
 
     def accept(self, plan: Plan, run: bytes | None) -> None:
         """See `Guard`: the whole run must fit into what is left of the budget."""
@@ -59,6 +60,11 @@ class LedgerGuard:
             raise ConfigError(
                 "the plan has no differential privacy: updates could tell about single users; ask "
                 "the coordinator's operator for a plan with it, or accept this with --no-privacy"
+            )
+        if not self._public_end:
+            raise ConfigError(
+                "in a private run no user's last event may decide where the data end; give that day "
+                "as --data-end YYYY-MM-DD, e.g. the day of the export"
             )
         budget, planned = self._budget, run_events(plan, self.honest(plan))
         if run is not None and self._ledger.spent(budget.delta, run) > 0:
@@ -79,7 +85,7 @@ class LedgerGuard:
 
     def honest(self, plan: Plan) -> int:
         """See `Guard`."""
-        return honest_members(self._roster, plan)
+        return self._roster.honest(plan.aggregation.colluding_share)
 
     def charge(self, plan: Plan, run: bytes, number: int) -> None:
         """See `Guard`."""
@@ -105,6 +111,3 @@ class OpenGuard:
 
     def charge(self, plan: Plan, run: bytes, number: int) -> None:
         """See `Guard`."""
-
-
-__all__ = ["BudgetExceededError", "Guard", "LedgerGuard", "OpenGuard", "honest_members"]

@@ -134,10 +134,8 @@ def summed_gradient(
             for name, gradient in part.dense.items():
                 total[places[name]] -= gradient.cpu().numpy().ravel()
             if part.table is not None:
-                table = total[places[TABLE]].reshape(network.items.weight.shape)
-                np.subtract.at(
-                    table, part.table.rows.cpu().numpy(), part.table.values.cpu().numpy()
-                )
+                table = torch.from_numpy(total[places[TABLE]]).view(network.items.weight.shape)
+                table.index_add_(0, part.table.rows.cpu(), -part.table.values.cpu().double())
     total /= privacy.population
     return BoundedSum(values=total, sensitivity=privacy.clip / privacy.population), losses.mean()
 

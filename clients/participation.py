@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from clients.adapters import open_source
+from clients.adapters import COMPLETE_JOURNEY, open_source
 from clients.connection import Handler
 from clients.dataset import Dataset, load_dataset
+from clients.guard import Guard, LedgerGuard
 from clients.keys import load_identity, load_roster, pin, read_roster
 from clients.membership import Received
 from clients.opened import Opened
@@ -29,6 +30,7 @@ from crossrec_model.config import ModelConfig
 from crossrec_model.data.prepared import PreparedData, prepare
 from crossrec_model.errors import ConfigError, FederationError
 from crossrec_model.parameters import Layout
+from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
 from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.secagg.roster import COLLUDING_SHARE, FEWEST
 
@@ -56,6 +58,14 @@ class Settings:
     colluding_share: float = COLLUDING_SHARE
     #: Take part in another run though the last one was not finished.
     new_run: bool = False
+    #: What each user's epsilon may come to in a run and in all runs, at which delta.
+    epsilon: float = 8.0
+    delta: float = 1e-5
+    life_epsilon: float = 24.0
+    #: Take part in runs without differential privacy too.
+    no_privacy: bool = False
+    #: The day on which the data end, where that is known without looking at them.
+    data_end: date | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 1024:
@@ -64,11 +74,17 @@ class Settings:
             raise ConfigError(
                 f"--colluding-share {self.colluding_share} is outside [0, 1]; give e.g. 0.33"
             )
+        # Out of bounds it is told at once.
+        self.budget()
         if not 0 < self.test_weeks < self.validation_weeks < float("inf"):
             raise ConfigError(
                 f"test weeks = {self.test_weeks:g} must be above 0 and below validation weeks = "
                 f"{self.validation_weeks:g}; change --test-weeks or --validation-weeks"
             )
+
+    def budget(self) -> Budget:
+        """What a user's privacy may cost; raises ConfigError for a number outside its bounds."""
+        return Budget(epsilon=self.epsilon, delta=self.delta, life_epsilon=self.life_epsilon)
 
 
 def device_named(name: str) -> torch.device:
@@ -120,6 +136,7 @@ class Participation:
         prepared: PreparedData,
         progress: Progress,
         sealer_for: SealerFor,
+        guard: Guard | None = None,
     ) -> None:
         torch.set_num_threads(settings.threads)
         self._settings, self._prepared, self._progress = settings, prepared, progress
@@ -132,7 +149,7 @@ class Participation:
                 f"not {settings.platform}; give another --state"
             )
         self._read: tuple[ModelConfig, Dataset] | None = None
-        self._sealer_for = sealer_for
+        self._sealer_for, self._guard = sealer_for, guard
 
     def handler(self) -> PlatformRound:
         """The platform's answers to a coordinator."""
@@ -142,6 +159,7 @@ class Participation:
             self._sealer_for,
             keep=self._keep,
             warn=self._progress.note,
+            guard=self._guard,
             new_run=self._settings.new_run,
             note=lambda number, rounds, text: self._progress.done("round", number, rounds, text),
             earlier=self._kept.received if self._kept else None,
@@ -181,6 +199,7 @@ class Participation:
             validation_weeks=settings.validation_weeks,
             test_weeks=settings.test_weeks,
             min_users=settings.min_users,
+            end=None if settings.data_end is None else _days(settings.data_end),
         )
         self._read = model, dataset
         self._progress.note(dataset.split.describe())
@@ -245,6 +264,31 @@ def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor
         Opened(folder).check_and_record,
         least_share=settings.colluding_share,
     )
+
+
+def guard_on_disk(settings: Settings) -> LedgerGuard:
+    """Return what keeps this platform's plans within its budget; the roster must be pinned already.
+
+    Raises:
+        LedgerError: if the ledger is damaged or held by another process.
+    """
+    folder = settings.folder.path
+    pinned = load_roster(folder)
+    if pinned is None:
+        raise ConfigError("this platform knows no roster yet; give it as --roster")
+    return LedgerGuard(
+        Ledger.open(folder / LEDGER),
+        settings.budget(),
+        pinned.roster,
+        allow_none=settings.no_privacy,
+        # The embedded data are public, their period too.
+        public_end=settings.data_end is not None or settings.data == COMPLETE_JOURNEY,
+    )
+
+
+def _days(day: date) -> float:
+    """Days since 1970 of the end of a day in UTC."""
+    return float((day - date(1970, 1, 1)).days + 1)
 
 
 def shared_for_validation(

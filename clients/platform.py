@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -76,7 +77,8 @@ def handler_from(settings: Mapping[str, str]) -> Handler:
     """A platform for a company's own Flower SuperNode, from its node configuration.
 
     Keys are the options' names without dashes in front: `id`, `data`, and optionally `state`,
-    `roster`, `device`, `threads`, `max-bad`, `min-users`, `validation-weeks`, `test-weeks`. After it,
+    `roster`, `device`, `threads`, `max-bad`, `min-users`, `validation-weeks`, `test-weeks`, `epsilon`,
+    `delta`, `life-epsilon`, `data-end`. After it,
     start the command line with the same options: it trains what is private from what was saved.
 
     Raises:
@@ -87,14 +89,15 @@ def handler_from(settings: Mapping[str, str]) -> Handler:
     _add_data_options(parser)
     _add_training_options(parser)
     chosen = _settings(parser.parse_args(arguments))
-    from clients.participation import Participation, prepare_data, sealer_on_disk
+    from clients.participation import Participation, guard_on_disk, prepare_data, sealer_on_disk
     from clients.progress import PlainProgress
 
     progress = PlainProgress(sys.stderr)
     _HELD.enter_context(chosen.folder.held())
     sealer_for = sealer_on_disk(chosen, progress.note)
+    guard = guard_on_disk(chosen)
     prepared = prepare_data(chosen, progress.note)
-    return Participation(chosen, prepared, progress, sealer_for).handler()
+    return Participation(chosen, prepared, progress, sealer_for, guard).handler()
 
 
 def _take_part(arguments: Sequence[str]) -> int:
@@ -122,13 +125,14 @@ def _take_part(arguments: Sequence[str]) -> int:
 
     # A wrong address or CA file is told before minutes of cleaning.
     Endpoint(address=options.server, ca=options.ca, insecure=options.insecure)
-    from clients.participation import Participation, prepare_data, sealer_on_disk
+    from clients.participation import Participation, guard_on_disk, prepare_data, sealer_on_disk
     from clients.progress import progress_for
 
     with settings.folder.held(), progress_for() as progress:
         _keep_journal(settings.folder.path / "platform.log")
         # A missing key or roster is told before minutes of cleaning too.
         sealer_for = sealer_on_disk(settings, progress.note)
+        guard = guard_on_disk(settings)
         prepared = prepare_data(settings, progress.note)
 
         def serve(handle: Handler) -> None:
@@ -143,7 +147,7 @@ def _take_part(arguments: Sequence[str]) -> int:
                 report=progress.note,
             )
 
-        Participation(settings, prepared, progress, sealer_for).run(serve)
+        Participation(settings, prepared, progress, sealer_for, guard).run(serve)
         progress.note(
             f"the model is in {settings.folder.path}; try: {PROGRAM} recommend "
             f"--id {settings.platform} --state {options.state} --user … --k 10"
@@ -275,6 +279,11 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take part in a new run though the last is unfinished",
     )
+    add("--epsilon", type=float, default=8.0, help="most a run may cost a user (8)")
+    add("--delta", type=float, default=1e-5, help="at this delta (1e-5)")
+    add("--life-epsilon", type=float, default=24.0, help="most all runs may cost a user (24)")
+    add("--no-privacy", action="store_true", help="also follow plans without differential privacy")
+    add("--data-end", type=_date, metavar="DAY", help="the data's last day, YYYY-MM-DD")
     add("--validation-weeks", type=float, default=8.0, help="from so long before the end (8)")
     add("--test-weeks", type=float, default=4.0, help="left for testing at the end (4)")
 
@@ -285,6 +294,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     names = (
         *("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks"),
         *("roster", "accept_roster", "colluding_share", "new_run"),
+        *("epsilon", "delta", "life_epsilon", "no_privacy", "data_end"),
     )
     from clients.participation import Settings, folder_of
 
@@ -294,6 +304,13 @@ def _settings(options: argparse.Namespace) -> Settings:
         folder=folder_of(options.state, options.id),
         **{name: given[name] for name in names if name in given},
     )
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day like 2026-01-31") from None
 
 
 def _check_id(platform: str) -> None:

@@ -66,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--platforms", type=int, help="platforms to wait for (default: as few as may be)")
     add("--rounds", type=int, help="rounds to run (default: the plan's)")
     add("--plan", type=Path, help="the plan, a TOML file (default: the built-in plan)")
+    add("--epsilon", type=float, default=8.0, help="what the run may cost a user (default 8)")
+    add("--delta", type=float, default=1e-5, help="at this delta (default %(default)s)")
+    add(
+        "--noise",
+        choices=("local", "distributed"),
+        default="local",
+        help="each platform's noise is enough by itself, or only the sum's (default %(default)s)",
+    )
+    add("--no-privacy", action="store_true", help="no noise: updates may tell about single users")
     add("--evaluate-every", type=int, default=1, metavar="N", help="0: never (default %(default)s)")
     add("--wait", type=float, default=float("inf"), metavar="S", help="give up waiting after S s")
     add("--resume", action="store_true", help="go on from the last checkpoint in --state")
@@ -143,6 +152,7 @@ def _coordinate(
     from server.journal import keep_journal
     from server.listener import bind, serving
 
+    plan = _protected(options, plan, roster)
     with state_folder(options.state) as state, bind(options.host, options.port) as listener:
         start = starting_point(
             CheckpointStore(state),
@@ -167,6 +177,46 @@ def _coordinate(
             end = coordinate(courier, state, start, run, roster)
     print(f"finished after round {end.round}; the model is in {state / 'checkpoints'}", flush=True)
     return 0
+
+
+def _protected(options: argparse.Namespace, plan: Plan | None, roster: Roster) -> Plan | None:
+    """The plan of a new run with noise for its budget, unless it says itself or none is wanted.
+
+    On --resume without a plan, the run's own goes on.
+    """
+    if plan is None and options.resume:
+        return None
+    from server.federation import with_rounds
+
+    plan = with_rounds(plan or Plan(), options.rounds)
+    if options.no_privacy:
+        if plan.privacy.on:
+            raise ConfigError("the plan has noise and --no-privacy is given; leave out one of them")
+        print(
+            "warning: no differential privacy, the model may tell about single users; "
+            "platforms must accept this with --no-privacy",
+            flush=True,
+        )
+        return plan
+    if plan.privacy.on:
+        return plan
+    check_rounds(plan.federation)
+    from crossrec_model.privacy.planning import private_plan
+
+    plan = private_plan(
+        plan,
+        noise=options.noise,
+        epsilon=options.epsilon,
+        delta=options.delta,
+        honest=roster.honest(plan.aggregation.colluding_share),
+    )
+    privacy = plan.privacy
+    print(
+        f"each user's privacy: epsilon {privacy.epsilon:g} at delta {privacy.delta:g}, "
+        f"{privacy.noise} noise of {privacy.multiplier:.3g} x the clip",
+        flush=True,
+    )
+    return plan
 
 
 def _first_model(plan: Plan) -> FloatVector:

@@ -80,6 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
     add(
+        "--epsilon",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="E",
+        help="also a private federation for each epsilon",
+    )
+    add(
+        "--noise",
+        choices=("local", "distributed"),
+        nargs="+",
+        default=["local"],
+        help="kinds of noise of the private ones (default: local)",
+    )
+    add(
         "--no-secure-aggregation",
         action="store_true",
         help="let the coordinator see contributions: for comparison only",
@@ -98,6 +113,9 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings
             raise ConfigError(
                 f"--{name.replace('_', '-')} is {getattr(options, name)}; give 1 or more"
             )
+    for epsilon in options.epsilon:
+        if not 0 < epsilon < float("inf"):
+            raise ConfigError(f"--epsilon {epsilon:g} must be above 0 and finite; give e.g. 4")
     if options.evaluate_every < 0:
         raise ConfigError(f"--evaluate-every is {options.evaluate_every}; give 0 (never) or more")
     if options.device != "cpu" and (options.processes or options.engine == "ray"):
@@ -125,6 +143,7 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings
         device=options.device,
         secure=not options.no_secure_aggregation,
         figures=options.figures,
+        private=tuple((noise, epsilon) for noise in options.noise for epsilon in options.epsilon),
         command=shlex.join(["python", "-m", "simulations", *arguments]),
     )
 

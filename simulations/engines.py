@@ -146,7 +146,10 @@ class ProcessEngine:
         self, plan: Plan, platforms: Mapping[str, Platform], datasets: Mapping[str, Dataset]
     ) -> Trained:
         """See `Engine`."""
-        state = self.work / f"seed-{plan.seed}"
+        name, privacy = f"seed-{plan.seed}", plan.privacy
+        if privacy.on:
+            name += f"-{privacy.noise}-{privacy.epsilon:g}"
+        state = self.work / name
         sources = {name: platform.data for name, platform in platforms.items()}
         run_processes(plan, sources, state, evaluate_every=self.evaluate_every)
         end = CheckpointStore(state / "coordinator").latest()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from rich.console import Console
@@ -20,13 +20,14 @@ from clients.dataset import Dataset, load_dataset
 from clients.participation import device_named
 from clients.private import PrivateModel, train_private
 from clients.scoring import SharedModel
-from crossrec_model.config import Plan
+from crossrec_model.config import Noise, Plan
 from crossrec_model.data.prepared import prepare
 from crossrec_model.errors import ConfigError, DataError
 from crossrec_model.evaluation.report import write_report
 from crossrec_model.evaluation.results import Result
 from crossrec_model.evaluation.terminal import print_report
 from crossrec_model.parameters import Layout
+from crossrec_model.privacy.planning import private_plan
 from crossrec_model.randomness import ExperimentRandomness
 from server.checkpoint import RoundRecord
 from server.federation import with_rounds
@@ -40,10 +41,12 @@ from simulations.engines import (
 )
 from simulations.pooled import pooled_statistics, train_pooled
 from simulations.report import compare, facts, write_quality
-from simulations.sums import WARNING, check_enough
+from simulations.sums import WARNING, check_enough, honest_platforms
 
 T = TypeVar("T")
 EMBEDDED = "complete-journey"
+#: Of all private rows.
+DELTA: Final = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class Settings:
     secure: bool
     figures: Path | None
     command: str
+    #: Private federated rows beside the others: (noise, epsilon) each.
+    private: tuple[tuple[Noise, float], ...] = ()
 
 
 def run(settings: Settings) -> None:
@@ -206,7 +211,7 @@ class Experiment:
             trained = self._engine(plan, self.platforms, self.datasets)
         with self._stage(f"seed {seed}: local and pooled"):
             private, pooled = self._train_others(plan, trained)
-        rivals = [self._federated(plan, trained), pooled]
+        rivals = [self._federated("federated", plan, trained), *self._private_rivals(plan), pooled]
 
         def assess(name: str, dataset: Dataset) -> list[Result]:
             return model_results(dataset, plan.training, name, private[name], rivals, seed)
@@ -242,11 +247,23 @@ class Experiment:
         )
         return models, rival
 
-    def _federated(self, plan: Plan, trained: Trained) -> Rival:
+    def _private_rivals(self, plan: Plan) -> list[Rival]:
+        """One federated run for each kind of noise and epsilon that is asked for."""
+        rivals = []
+        honest = honest_platforms(self.platforms, plan) if self._settings.secure else 1
+        for noise, epsilon in self._settings.private:
+            private = private_plan(plan, noise=noise, epsilon=epsilon, delta=DELTA, honest=honest)
+            row = f"{noise} noise, ε = {epsilon:g}"
+            with self._stage(f"seed {plan.seed}: federated, {row}"):
+                trained = self._engine(private, self.platforms, self.datasets)
+            rivals.append(self._federated(row, private, trained))
+        return rivals
+
+    def _federated(self, row: str, plan: Plan, trained: Trained) -> Rival:
         device = next(iter(self.datasets.values())).device
         network, latest = Layout(plan.model).unpack(trained.final, device)
         return Rival(
-            row="federated",
+            row=row,
             at_validation=SharedModel(network=network, statistics=trained.validation),
             at_test=SharedModel(network=network, statistics=latest),
         )

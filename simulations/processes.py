@@ -101,6 +101,7 @@ def run_processes(
             *("--tls", str(tls.ca.parent), "--plan", str(plan_file)),
             *("--platforms", str(len(sources)), "--evaluate-every", str(evaluate_every)),
             *("--roster", str(roster)),
+            *(() if plan.privacy.on else ("--no-privacy",)),
         )
         children.append(server)
         address = _address(server)
@@ -110,9 +111,20 @@ def run_processes(
                     f"platform {name}",
                     *("clients.platform", "--id", name, "--data", data, "--server", address),
                     *("--ca", str(tls.ca), "--state", str(state), "--roster", str(roster)),
+                    *_privacy(plan),
                 )
             )
         _wait(children)
+
+
+def _privacy(plan: Plan) -> tuple[str, ...]:
+    """A platform's options: exactly what the plan costs, or that it may do without privacy."""
+    privacy = plan.privacy
+    if not privacy.on:
+        return ("--no-privacy",)
+    numbers = {"--epsilon": privacy.epsilon, "--delta": privacy.delta}
+    numbers["--life-epsilon"] = privacy.epsilon
+    return tuple(word for name, value in numbers.items() for word in (name, repr(value)))
 
 
 def make_roster(state: Path, platforms: Iterable[str]) -> Path:
@@ -133,7 +145,7 @@ def make_roster(state: Path, platforms: Iterable[str]) -> Path:
 def as_toml(plan: Plan) -> str:
     """The plan as the TOML file that `python -m server --plan` reads."""
     lines = [f"seed = {plan.seed}"]
-    for name in ("model", "training", "federation", "aggregation"):
+    for name in ("model", "training", "federation", "aggregation", "privacy"):
         lines.append(f"\n[{name}]")
         section = dataclasses.asdict(getattr(plan, name))
         # JSON's strings, numbers and arrays are TOML's.

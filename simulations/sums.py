@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 
-from clients.guard import honest_members
 from clients.opened import Opening
 from clients.sealing import SealerFor, secure_sealer
 from crossrec_model.config import Plan
@@ -56,7 +55,7 @@ def sums_under(identities: Mapping[str, IdentityKey], signed: SignedRoster) -> S
             for name, identity in identities.items()
         },
         aggregation=functools.partial(_secure, signed.roster),
-        honest=functools.partial(honest_members, signed.roster),
+        honest=lambda plan: signed.roster.honest(plan.aggregation.colluding_share),
     )
 
 
@@ -77,6 +76,11 @@ def check_enough(platforms: Sized) -> None:
             f"{len(platforms)} platforms are too few for secure aggregation, which needs {FEWEST}; "
             "name more, or add --no-secure-aggregation"
         )
+
+
+def honest_platforms(platforms: Iterable[str], plan: Plan) -> int:
+    """How many platforms of each secure sum a plan takes for honest."""
+    return identities_for(platforms)[1].roster.honest(plan.aggregation.colluding_share)
 
 
 def identities_for(platforms: Iterable[str]) -> tuple[dict[str, IdentityKey], SignedRoster]:

@@ -12,6 +12,7 @@ the model after the last step leaves the platform, and its distribution is the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,10 @@ from torch import Tensor
 from crossrec_model.network import Network
 from crossrec_model.privacy.noise import NoiseSource
 from crossrec_model.privacy.per_user import TABLE, ClippedSum
+
+
+#: Rows whose noise or gradient is held in float64 at once.
+_ROWS: Final = 4096
 
 
 class NoisyDescent:
@@ -50,12 +55,12 @@ class NoisyDescent:
         self._deviation = multiplier * clip
         self._factor = -learning_rate / expected
         self._dense = {n: p for n, p in network.named_parameters() if n != TABLE}
-        self._weight = network.items.weight if table else None
+        self._table = _Table(network.items.weight) if table else None
         self._owed = np.zeros(len(network.items.weight), dtype=np.int32)
 
     def owed(self, buckets: Tensor) -> None:
         """Give the rows that a batch will read, int64 [...], the noise of the steps since."""
-        if self._weight is None:
+        if self._table is None:
             return
         read = np.zeros(len(self._owed), dtype=bool)
         read[buckets.cpu().numpy().ravel()] = True
@@ -77,11 +82,11 @@ class NoisyDescent:
                 np.add(total, part.dense[name].cpu().numpy().ravel(), out=total)
             change = torch.from_numpy((total * self._factor).astype(np.float32))
             parameter.add_(change.view_as(parameter).to(parameter.device))
-        if self._weight is not None:
+        if self._table is not None:
             for part in parts:
                 if part.table is None:
                     raise ValueError("a sum without the table's gradients; compute them with it")
-                self._weight.index_add_(0, part.table.rows, part.table.values, alpha=self._factor)
+                self._table.add(part.table.rows, part.table.values, self._factor)
             self._owed[1:] += 1  # row 0 is padding: no data reach it
 
     def settle(self) -> None:
@@ -90,27 +95,14 @@ class NoisyDescent:
 
     @torch.no_grad()
     def _pay(self, rows: npt.NDArray[np.int64]) -> None:
-        if self._weight is None or not len(rows):
+        if self._table is None:
             return
-        if len(rows) == len(self._owed) - 1 and (self._owed[1:] == self._owed[1]).all():
-            self._pay_all(float(self._owed[1]))
-        else:
-            width = self._weight.shape[1]
-            noise = self._normal(len(rows) * width).reshape(-1, width)
-            noise *= (self._factor * np.sqrt(self._owed[rows]))[:, None]
-            place = torch.from_numpy(rows).to(self._weight.device)
-            change = torch.from_numpy(noise.astype(np.float32)).to(self._weight.device)
-            self._weight.index_add_(0, place, change)
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            noise = self._normal(len(some) * self._table.width).reshape(len(some), -1)
+            noise *= (self._factor * np.sqrt(self._owed[some]))[:, None]
+            self._table.pay(torch.from_numpy(some), torch.from_numpy(noise))
         self._owed[rows] = 0
-
-    def _pay_all(self, steps: float) -> None:
-        """The same for a table of which every row is owed as much, without a copy on the CPU."""
-        if self._weight is None:
-            return
-        flat = self._weight[1:].detach().cpu().numpy().ravel()
-        self._source.add_normal(flat, abs(self._factor) * self._deviation * float(np.sqrt(steps)))
-        if self._weight.device.type != "cpu":
-            self._weight[1:] = torch.from_numpy(flat).view(-1, self._weight.shape[1])
 
     def _normal(self, count: int) -> npt.NDArray[np.float64]:
         if self._deviation == 0.0:
@@ -118,3 +110,34 @@ class NoisyDescent:
         noise = self._source.normal(count)
         noise *= self._deviation
         return noise
+
+
+class _Table:
+    """The hash table as start + change, the change in float64; the weights are its rounded sum.
+
+    A weight is rounded only after it has all its noise. Rounded at every addition, a weight that is
+    large beside the gradients would lose or double them, those of all users after one who carried it
+    over a power of two; and the last bits of a small one would tell how often it was added to, which
+    is how often its row was read.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+        self._start = weight.detach().clone()  # float32 [rows, D]
+        self._change = torch.zeros_like(self._start, dtype=torch.float64)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._weight.shape[1]
+
+    def add(self, rows: Tensor, values: Tensor, factor: float) -> None:
+        """Add factor · values [n, D] to rows [n], repeats add; the weights don't show it yet."""
+        for some, part in zip(rows.split(_ROWS), values.split(_ROWS), strict=True):
+            self._change.index_add_(0, some, part.double(), alpha=factor)
+
+    def pay(self, rows: Tensor, noise: Tensor) -> None:
+        """Add noise float64 [n, D] to distinct rows [n] and show them in the weights."""
+        rows = rows.to(self._weight.device)
+        self._change.index_add_(0, rows, noise.to(self._weight.device))
+        self._weight[rows] = (self._start[rows] + self._change[rows]).float()

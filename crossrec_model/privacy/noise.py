@@ -51,17 +51,6 @@ class NoiseSource:
             self._normal_into(part)
         return out
 
-    def add_normal(self, target: npt.NDArray[np.float32], deviation: float) -> None:
-        """Add normal numbers of a standard deviation to an array float32 [n] in place."""
-        scratch = np.empty(min(_BLOCK, len(target)))
-        for start in range(0, len(target), _BLOCK):
-            part = target[start : start + _BLOCK]
-            noise = scratch[: len(part)]
-            self._normal_into(noise)
-            noise *= deviation
-            # Added in double precision and rounded once.
-            np.add(part, noise, out=part, casting="unsafe", dtype=np.float64)
-
     def discrete_normal(self, count: int, deviation: float) -> Int64:
         """`count` integers with P(x) ∝ exp(-x² / 2σ²), σ = `deviation` of at least 1.
 

@@ -3,8 +3,8 @@
 The unit is a user. One backward pass stops at the looked-up vectors of the hash table. The dense
 layers' gradients per user are Opacus' (`GradSampleModule`). A user's gradient of the table is as
 sparse as her block: it is summed over her (user, row) pairs, so that repeats and the table's several
-places in the network count right. Nothing is kept between two calls, so there is nothing that a step
-broken off could leave behind.
+places in the network count right. Nothing is kept between two calls; what a call broken off leaves on
+the layers is taken off.
 
 Opacus is touched here only; `tests/privacy/test_per_user.py` holds it against plain autograd.
 """
@@ -33,6 +33,10 @@ from crossrec_model.objective import user_losses
 TABLE: Final = "items.weight"
 #: Clipped norms stay this far below the clip, so that rounding in float32 can't lift them above it.
 _SLACK: Final = 1e-5
+#: Squares that are added in float32: in longer sums small ones are lost, by more than the slack.
+_NORM_CHUNK: Final = 1024
+#: What Opacus' hooks keep on a layer between the way there and the way back.
+_LEFT_ON_LAYERS: Final = ("activations", "max_batch_len")
 
 
 @register_grad_sampler(Shift)  # type: ignore[untyped-decorator]
@@ -119,12 +123,15 @@ def inputs_of(network: Network, items: ItemTensors, batch: UserBatch) -> Inputs:
     buckets = items.buckets[rows.clamp(min=0)].masked_fill((rows < 0)[..., None], 0)
     spare = buckets.shape[-1] - block.context.shape[1]
     context = functional.pad(block.context, (0, max(0, spare)))[:, None]  # [B, 1, F]
+    # How much padding a user has depends on the others: no real item's vector may stand there, as
+    # 0 times what overflows is NaN.
+    vectors = items.vectors[rows.clamp(min=0)].masked_fill((rows < 0)[..., None], 0.0)
     return Inputs(
         batch=batch,
         sizes=sizes,
         rows=rows,
         buckets=torch.cat([functional.pad(buckets, (0, max(0, -spare))), context], dim=1),
-        vectors=items.vectors[rows.clamp(min=0)],
+        vectors=vectors,
     )
 
 
@@ -165,8 +172,7 @@ class PerUserGradients:
         self._wrapped: GradSampleModule | None = None
 
     def __enter__(self) -> Self:
-        self._network.train()
-        self._wrapped = GradSampleModule(self._network, loss_reduction="sum", strict=True)
+        self._wrap()
         return self
 
     def __exit__(
@@ -175,9 +181,20 @@ class PerUserGradients:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._wrapped is not None:
-            self._wrapped.to_standard_module()
-            self._wrapped = None
+        self._unwrap()
+
+    def _wrap(self) -> None:
+        self._network.train()
+        self._wrapped = GradSampleModule(self._network, loss_reduction="sum", strict=True)
+
+    def _unwrap(self) -> None:
+        if self._wrapped is None:
+            return
+        self._wrapped.to_standard_module()
+        self._wrapped = None
+        for layer in self._network.modules():
+            for name in _LEFT_ON_LAYERS:
+                vars(layer).pop(name, None)
 
     def clipped_sum(self, inputs: Inputs) -> ClippedSum:
         """The clipped sum over the users of a batch; zeros for an empty one.
@@ -190,13 +207,18 @@ class PerUserGradients:
         dense = {n: p for n, p in self._network.named_parameters() if n != TABLE}
         if not len(inputs.batch):
             return self._nothing(dense)
-        losses, sums = self._backward(inputs)
-        each = _gradients(dense)
+        try:
+            losses, sums = self._backward(inputs)
+            each = _gradients(dense)
+            self._wrapped.zero_grad(set_to_none=True)
+        except BaseException:
+            self._unwrap()
+            self._wrap()
+            raise
         square = _squares(list(each.values()))  # [B]
         pairs = _pairs(inputs.buckets, sums) if self._table else None
         if pairs is not None:
-            norms = torch.linalg.vector_norm(pairs.values, dim=1)
-            square.index_add_(0, pairs.users, norms.square_())
+            square.index_add_(0, pairs.users, _squares([pairs.values]))
         scale = self._scale(square)
         total = {n: torch.zeros_like(p) for n, p in dense.items()}
         for name, gradient in each.items():
@@ -205,7 +227,6 @@ class PerUserGradients:
         if pairs is not None:
             pairs.values.mul_(scale[pairs.users, None])
             table = TableSum(rows=pairs.rows, values=_finite(pairs.values, scale[pairs.users]))
-        self._wrapped.zero_grad(set_to_none=True)
         return ClippedSum(
             clip=self._clip,
             dense=total,
@@ -231,10 +252,10 @@ class PerUserGradients:
         return losses.detach(), sums.grad
 
     def _scale(self, square: Tensor) -> Tensor:
-        """min(1, clip / norm) from squared norms [B]; 0 for a norm that is not finite."""
-        norm = square.double().sqrt()
+        """min(1, clip / norm) float32 from squared norms [B]; 0 for a norm that is not finite."""
+        norm = square.sqrt()
         scale = (self._clip * (1 - _SLACK) / norm.clamp(min=1e-30)).clamp(max=1.0)
-        return torch.where(torch.isfinite(norm), scale, 0.0).to(square.dtype)
+        return torch.where(torch.isfinite(norm), scale, 0.0).float()
 
     def _nothing(self, dense: Mapping[str, Tensor]) -> ClippedSum:
         table = None
@@ -312,8 +333,10 @@ def _sorted(flat: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
 
 
 def _squares(parts: Sequence[Tensor]) -> Tensor:
-    """Squared norms of the rows of matrices [B, n] side by side, [B]."""
-    return torch.stack([torch.linalg.vector_norm(p, dim=1).square() for p in parts]).sum(0)
+    """Squared norms of the rows of matrices [B, n] side by side, float64 [B]."""
+    chunks = [c for p in parts for c in p.split(_NORM_CHUNK, dim=1)]
+    norms = torch.stack([torch.linalg.vector_norm(c, dim=1) for c in chunks])
+    return norms.double().square().sum(0)
 
 
 def _finite(gradient: Tensor, scale: Tensor) -> Tensor:

@@ -124,6 +124,10 @@ class Roster:
         least = min(FEWEST, len(self.members))
         return max(least, (len(self.members) + self.colluding(share)) // 2 + 1)
 
+    def honest(self, share: float = COLLUDING_SHARE) -> int:
+        """Return t - c, the fewest members in any sum that don't collude with the coordinator."""
+        return self.threshold(share) - self.colluding(share)
+
     @property
     def digest(self) -> bytes:
         """32 bytes that stand for all of this roster."""
