@@ -8,16 +8,17 @@ there are, which were drawn and what their loss was is returned to nobody.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from clients.training import TrainingData, to_device
 from crossrec_model.config import Plan
 from crossrec_model.data.items import SKETCH_ROWS
-from crossrec_model.data.sampling import BlockSampler
+from crossrec_model.data.sampling import BlockSampler, UserBlock
 from crossrec_model.data.users import Float64, Int
 from crossrec_model.network import Network
 from crossrec_model.parameters import Layout
@@ -74,11 +75,21 @@ class PrivateBatches:
         shape = (len(users), plan.privacy.negatives)
         negatives = _drawn(popularity, generator.random(shape))
         batch = UserBatch(
-            block=to_device(block, device),
+            block=to_device(_of_one_width(block, plan.training.history), device),
             negatives=torch.from_numpy(negatives).to(device),
             numbers=torch.from_numpy(numbers).to(device),
         )
         return inputs_of(network, self.data.tensors, batch)
+
+
+def _of_one_width(block: UserBlock, history: int) -> UserBlock:
+    """Histories [B, history] with padding: how long a user's row is must not depend on the others."""
+    spare = history - block.history.shape[1]
+    return replace(
+        block,
+        history=functional.pad(block.history, (0, spare)),
+        weights=functional.pad(block.weights, (0, 0, 0, spare)),
+    )
 
 
 def _drawn(log_popularity: Float64, uniform: Float64) -> Int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -266,8 +267,9 @@ def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor
     )
 
 
-def guard_on_disk(settings: Settings) -> LedgerGuard:
-    """Return what keeps this platform's plans within its budget; the roster must be pinned already.
+@contextmanager
+def guard_on_disk(settings: Settings) -> Iterator[LedgerGuard]:
+    """Hold the ledger and yield what keeps plans within the budget; the roster must be pinned.
 
     Raises:
         LedgerError: if the ledger is damaged or held by another process.
@@ -276,14 +278,15 @@ def guard_on_disk(settings: Settings) -> LedgerGuard:
     pinned = load_roster(folder)
     if pinned is None:
         raise ConfigError("this platform knows no roster yet; give it as --roster")
-    return LedgerGuard(
-        Ledger.open(folder / LEDGER),
-        settings.budget(),
-        pinned.roster,
-        allow_none=settings.no_privacy,
-        # The embedded data are public, their period too.
-        public_end=settings.data_end is not None or settings.data == COMPLETE_JOURNEY,
-    )
+    with Ledger.open(folder / LEDGER) as ledger:
+        yield LedgerGuard(
+            ledger,
+            settings.budget(),
+            pinned.roster,
+            allow_none=settings.no_privacy,
+            # The embedded data are public, their period too.
+            public_end=settings.data_end is not None or settings.data == COMPLETE_JOURNEY,
+        )
 
 
 def _days(day: date) -> float:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import date
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from clients.options import (
+    Parser,
+    add_data_options,
+    add_place,
+    add_training_options,
+    check_id,
+)
 from crossrec_model.errors import ConfigError, CrossrecError
 
 if TYPE_CHECKING:
@@ -24,9 +29,6 @@ if TYPE_CHECKING:
     from clients.participation import Settings
 
 PROGRAM: Final = "python -m clients.platform"
-DEFAULT_STATE: Final = Path("crossrec-state")
-#: Same as on the wire; repeated here so that a wrong id is told before anything is loaded.
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Folders of platforms made by `handler_from`, held until the process ends.
 _HELD: Final = ExitStack()
 
@@ -37,13 +39,6 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as everything else does: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,16 +73,20 @@ def handler_from(settings: Mapping[str, str]) -> Handler:
 
     Keys are the options' names without dashes in front: `id`, `data`, and optionally `state`,
     `roster`, `device`, `threads`, `max-bad`, `min-users`, `validation-weeks`, `test-weeks`, `epsilon`,
-    `delta`, `life-epsilon`, `data-end`. After it,
-    start the command line with the same options: it trains what is private from what was saved.
+    `delta`, `life-epsilon`, `data-end`; an option without a value, as `no-privacy`, takes "true".
+    After it, start the command line with the same options: it trains what is private from what was saved.
 
     Raises:
         ConfigError: for a missing or unknown key or a value outside its bounds.
     """
-    arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    parser = _Parser(prog="node configuration", add_help=False)
-    _add_data_options(parser)
-    _add_training_options(parser)
+    arguments = [
+        word
+        for name, value in settings.items()
+        for word in ((f"--{name}",) if value == "true" else (f"--{name}", value))
+    ]
+    parser = Parser(prog="node configuration", add_help=False)
+    add_data_options(parser)
+    add_training_options(parser)
     chosen = _settings(parser.parse_args(arguments))
     from clients.participation import Participation, guard_on_disk, prepare_data, sealer_on_disk
     from clients.progress import PlainProgress
@@ -95,20 +94,20 @@ def handler_from(settings: Mapping[str, str]) -> Handler:
     progress = PlainProgress(sys.stderr)
     _HELD.enter_context(chosen.folder.held())
     sealer_for = sealer_on_disk(chosen, progress.note)
-    guard = guard_on_disk(chosen)
+    guard = _HELD.enter_context(guard_on_disk(chosen))
     prepared = prepare_data(chosen, progress.note)
     return Participation(chosen, prepared, progress, sealer_for, guard).handler()
 
 
 def _take_part(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         description="Take part in a federation, then train and keep the private model. "
         f"Also: {PROGRAM} keys --help, {PROGRAM} data --help, {PROGRAM} recommend --help, "
         f"{PROGRAM} privacy --help.",
     )
-    _add_data_options(parser)
-    _add_training_options(parser)
+    add_data_options(parser)
+    add_training_options(parser)
     add = parser.add_argument
     add("--server", required=True, metavar="URL", help="the coordinator, https://HOST:PORT")
     add("--ca", type=Path, help="the coordinator's ca.pem (default: the system's authorities)")
@@ -128,11 +127,11 @@ def _take_part(arguments: Sequence[str]) -> int:
     from clients.participation import Participation, guard_on_disk, prepare_data, sealer_on_disk
     from clients.progress import progress_for
 
-    with settings.folder.held(), progress_for() as progress:
+    with settings.folder.held(), progress_for() as progress, ExitStack() as held:
         _keep_journal(settings.folder.path / "platform.log")
         # A missing key or roster is told before minutes of cleaning too.
         sealer_for = sealer_on_disk(settings, progress.note)
-        guard = guard_on_disk(settings)
+        guard = held.enter_context(guard_on_disk(settings))
         prepared = prepare_data(settings, progress.note)
 
         def serve(handle: Handler) -> None:
@@ -156,8 +155,8 @@ def _take_part(arguments: Sequence[str]) -> int:
 
 
 def _data(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog=f"{PROGRAM} data", description="Only prepare the data and say how.")
-    _add_data_options(parser)
+    parser = Parser(prog=f"{PROGRAM} data", description="Only prepare the data and say how.")
+    add_data_options(parser)
     settings = _settings(parser.parse_args(arguments))
     from clients.participation import prepare_data
 
@@ -167,16 +166,16 @@ def _data(arguments: Sequence[str]) -> int:
 
 
 def _keys(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog=f"{PROGRAM} keys",
         description="Make the platform's identity if there is none, and write its public card.",
     )
-    _add_place(parser)
+    add_place(parser)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the card (default: ID.platform beside the key)"
     )
     options = parser.parse_args(arguments)
-    _check_id(options.id)
+    check_id(options.id)
     from clients.keys import check_card_place, make_identity, write_card
     from crossrec_model.randomness import SystemRandomness
 
@@ -192,18 +191,18 @@ def _keys(arguments: Sequence[str]) -> int:
 
 
 def _privacy(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog=f"{PROGRAM} privacy",
         description="Show what was spent of the users' privacy, on what, and what that means.",
     )
     add = parser.add_argument
-    _add_place(parser)
+    add_place(parser)
     add("--delta", type=float, help="default: of the last charge")
     add("--epsilon", type=float, help="a run's budget (default: of the last charge)")
     add("--life-epsilon", type=float, help="all runs' budget (default: of the last charge)")
     add("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    _check_id(options.id)
+    check_id(options.id)
     from clients.spending import read_spending
     from crossrec_model.privacy.ledger import LEDGER
 
@@ -219,18 +218,18 @@ def _privacy(arguments: Sequence[str]) -> int:
 
 
 def _recommend(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog=f"{PROGRAM} recommend", description="Recommend from the trained model on disk."
     )
     add = parser.add_argument
-    _add_place(parser)
+    add_place(parser)
     add("--user", required=True, help="the user's id; an unknown one gets the cold-start list")
     add("--k", type=int, default=10, help="length of the list (default %(default)s)")
     add("--new-only", action="store_true", help="only items that the user has not had")
     add("--json", action="store_true", help="print JSON")
     add("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
     options = parser.parse_args(arguments)
-    _check_id(options.id)
+    check_id(options.id)
     if options.k < 1:
         raise ConfigError(f"--k is {options.k}; ask for at least 1 item")
     from clients.recommend import Recommender
@@ -243,53 +242,8 @@ def _recommend(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--id", required=True, help="the platform's id")
-    parser.add_argument(
-        "--state",
-        type=Path,
-        default=DEFAULT_STATE,
-        help="folder that holds a folder a platform (default %(default)s)",
-    )
-
-
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _add_place(parser)
-    add("--data", required=True, help="complete-journey, a folder, or a .toml file with [sql]")
-    add("--max-bad", type=float, default=0.01, help="accepted share of bad rows (%(default)s)")
-    add("--min-users", type=int, default=50, help="fewest users (default %(default)s)")
-
-
-def _add_training_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--device", default="cpu", help="cpu, cuda or auto (default %(default)s)")
-    add("--threads", type=int, default=1, help="threads of training (default %(default)s)")
-    add(
-        "--roster", type=Path, help="the federation's roster.json, to pin (default: the pinned one)"
-    )
-    add(
-        "--accept-roster",
-        action="store_true",
-        help="take a newer roster in place of the pinned one",
-    )
-    add("--colluding-share", type=float, default=1 / 3, help="least share to withstand (1/3)")
-    add(
-        "--new-run",
-        action="store_true",
-        help="take part in a new run though the last is unfinished",
-    )
-    add("--epsilon", type=float, default=8.0, help="most a run may cost a user (8)")
-    add("--delta", type=float, default=1e-5, help="at this delta (1e-5)")
-    add("--life-epsilon", type=float, default=24.0, help="most all runs may cost a user (24)")
-    add("--no-privacy", action="store_true", help="also follow plans without differential privacy")
-    add("--data-end", type=_date, metavar="DAY", help="the data's last day, YYYY-MM-DD")
-    add("--validation-weeks", type=float, default=8.0, help="from so long before the end (8)")
-    add("--test-weeks", type=float, default=4.0, help="left for testing at the end (4)")
-
-
 def _settings(options: argparse.Namespace) -> Settings:
-    _check_id(options.id)
+    check_id(options.id)
     given: dict[str, Any] = vars(options)
     names = (
         *("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks"),
@@ -304,21 +258,6 @@ def _settings(options: argparse.Namespace) -> Settings:
         folder=folder_of(options.state, options.id),
         **{name: given[name] for name in names if name in given},
     )
-
-
-def _date(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no day like 2026-01-31") from None
-
-
-def _check_id(platform: str) -> None:
-    if not _ID.fullmatch(platform):
-        raise ConfigError(
-            f"platform id {platform!r} is not 1 to 64 letters, digits, dots, dashes or "
-            "underscores that start with a letter or digit; choose another --id"
-        )
 
 
 def _keep_journal(path: Path) -> None:

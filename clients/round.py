@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from crossrec_model.statistics import Statistics, active_users
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Pieces
 from crossrec_model.wire.contribution import Contribution, metric_bounds
+
+#: A private run's model holds no larger number.
+LARGEST_PARAMETER: Final = 1e4
 
 DatasetFor = Callable[[ModelConfig], Dataset]
 
@@ -208,6 +212,9 @@ class PlatformRound:
             self._note(message.round, message.rounds, "sent the same noised update again")
             return self._released[1].copy()
         self._released = None
+        if not (np.abs(message.parameters) <= LARGEST_PARAMETER).all():
+            # Sums in float32 could then differ by more than the clip for one user. All of it is public.
+            raise _RefusedError(wire.FailureCode.UNEXPECTED)
         self._guard.charge(member.plan, message.run, message.round)
         honest = self._guard.honest(member.plan)
         update, done = private_update(member, message.round, message.parameters, honest)

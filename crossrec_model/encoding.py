@@ -141,7 +141,7 @@ def convolve_per_user(
         others = sum(r != "self" for r in layer.relations)
         seen = (rows[:, inner:outer] >= 0).view(b, inner, others, k)
         share = seen / seen.sum(-1, keepdim=True).clamp(min=1)  # [B, n, R', K]
-        near = h[:, inner:outer].view(b, inner, others, k, -1)
+        near = h[:, inner:outer].view(b, inner, others, k, h.shape[-1])
         means = (near * share.to(h.dtype)[..., None]).sum(-2)  # [B, n, R', D]
         own, taken = h[:, :inner], iter(means.unbind(2))
         parts = [own if relation == "self" else next(taken) for relation in layer.relations]

@@ -23,11 +23,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; 0, 2 for a refusal, 130 after Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        options = _parser().parse_args(arguments)
+        settings = settings_of(arguments)
         # Slow to import, so only once the options are known to be good.
         from simulations.experiment import run
 
-        run(_settings(options, arguments))
+        run(settings)
     except CrossrecError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -35,6 +35,11 @@ def main(arguments: Sequence[str]) -> int:
         print("stopped; prepared data stay in the work folder, no report was written")
         return 130
     return 0
+
+
+def settings_of(arguments: Sequence[str]) -> Settings:
+    """Read a command line; raises ConfigError for a mistake on it."""
+    return _settings(_parser().parse_args(arguments), arguments)
 
 
 class _OneLineParser(argparse.ArgumentParser):

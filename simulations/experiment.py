@@ -123,6 +123,16 @@ def run(settings: Settings) -> None:
     console.print(f"report: {paths['html']}, {paths['md']}, {paths['json']} ({minutes:.1f} min)")
 
 
+def prepared_platforms(settings: Settings) -> tuple[dict[str, Platform], Console]:
+    """Every platform of an experiment with its rows cleaned, and where to print.
+
+    Raises:
+        CrossrecError: for data or names that can't be used.
+    """
+    console = Console()
+    return _prepare(settings, _sources(settings), console), console
+
+
 def _prepare(
     settings: Settings, sources: Mapping[str, str], console: Console
 ) -> dict[str, Platform]:

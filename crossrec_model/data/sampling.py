@@ -116,10 +116,9 @@ class BlockSampler:
         config, days = self._config, np.full(len(users), latest)
         place, event = self._index.events(users, days - self._reach, np.full(len(users), self._end))
         day = self._index.histories.day[event]
-        # The first of exponential clocks, each running at the event's weight.
-        clock = generator.exponential(size=len(event)) * np.exp(
-            (self._end - day) / config.recency_days
-        )
+        # The first of exponential clocks, each running at the event's weight, in logarithms.
+        clock = np.log(np.maximum(generator.exponential(size=len(event)), 1e-300))
+        clock += (self._end - day) / config.recency_days
         chosen, _slot = _first_per_user(place, clock, 1)
         days[place[chosen]] = day[chosen] - config.window_days * generator.random(len(chosen))
         early: Float64 = np.minimum(days, latest)

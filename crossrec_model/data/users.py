@@ -34,6 +34,8 @@ USER_NUMBERS: Final = (
     "season_cos",
 )
 CONTEXT_SIZE: Final = len(CONTEXT_COLUMNS)
+#: An event's spend counts up to this.
+MOST_SPEND: Final = 1e9
 _EMPTY_RECENCY_DAYS: Final = 365.0
 
 
@@ -53,7 +55,8 @@ class HistoryIndex:
         self._totals = {
             "distinct": _running(self._first_of(histories.item)),
             "days": _running(self._first_of(np.floor(histories.day).astype(np.int64))),
-            "spend": _running(np.log1p(np.maximum(histories.spend, 0.0))),
+            # One absurd price must not reach the totals of all users after it.
+            "spend": _running(np.log1p(np.clip(np.nan_to_num(histories.spend), 0.0, MOST_SPEND))),
             "morning": _running((hour >= 5) & (hour < 12)),
             "evening": _running((hour >= 17) & (hour < 23)),
             "weekend": _running(weekend),

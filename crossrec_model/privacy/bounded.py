@@ -59,7 +59,9 @@ class BoundedSum:
         for s of at least 8.
 
         Returns:
-            Multiples of the grid's step, float32 [d], which `Grid` encodes without rounding.
+            Multiples of the grid's step, float32 [d]. `Grid` encodes them as they are if the step is a
+            power of two and `levels` at most 2^24; float32 can't hold others, which move by one step
+            at most, after all noise.
 
         Raises:
             ConfigError: for a grid too coarse or too narrow for the noise.

@@ -23,7 +23,6 @@ from crossrec_model.network import Network
 from crossrec_model.privacy.noise import NoiseSource
 from crossrec_model.privacy.per_user import TABLE, ClippedSum
 
-
 #: Rows whose noise or gradient is held in float64 at once.
 _ROWS: Final = 4096
 
@@ -71,11 +70,14 @@ class NoisyDescent:
         """One step on the sum of a batch's parts; none of them is a step on noise alone.
 
         Raises:
-            ValueError: for a part of another clip, which this noise would not cover.
+            ValueError: for a part of another clip, which this noise would not cover, or without the
+                table where it is trained; nothing is changed.
         """
         for part in parts:
             if part.clip != self._clip:
                 raise ValueError(f"a sum is clipped to {part.clip}, the noise covers {self._clip}")
+            if self._table is not None and part.table is None:
+                raise ValueError("a sum without the table's gradients; compute them with it")
         for name, parameter in self._dense.items():
             total = self._normal(parameter.numel())
             for part in parts:
@@ -84,9 +86,8 @@ class NoisyDescent:
             parameter.add_(change.view_as(parameter).to(parameter.device))
         if self._table is not None:
             for part in parts:
-                if part.table is None:
-                    raise ValueError("a sum without the table's gradients; compute them with it")
-                self._table.add(part.table.rows, part.table.values, self._factor)
+                if part.table is not None:
+                    self._table.add(part.table.rows, part.table.values, self._factor)
             self._owed[1:] += 1  # row 0 is padding: no data reach it
 
     def settle(self) -> None:
@@ -133,7 +134,7 @@ class _Table:
 
     def add(self, rows: Tensor, values: Tensor, factor: float) -> None:
         """Add factor · values [n, D] to rows [n], repeats add; the weights don't show it yet."""
-        for some, part in zip(rows.split(_ROWS), values.split(_ROWS), strict=True):
+        for some, part in zip(torch.split(rows, _ROWS), torch.split(values, _ROWS), strict=True):
             self._change.index_add_(0, some, part.double(), alpha=factor)
 
     def pay(self, rows: Tensor, noise: Tensor) -> None:

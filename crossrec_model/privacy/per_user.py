@@ -11,6 +11,7 @@ Opacus is touched here only; `tests/privacy/test_per_user.py` holds it against p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +34,8 @@ from crossrec_model.objective import user_losses
 TABLE: Final = "items.weight"
 #: Clipped norms stay this far below the clip, so that rounding in float32 can't lift them above it.
 _SLACK: Final = 1e-5
+#: Users are computed in multiples of this, see `_filled`.
+_TOGETHER: Final = 16
 #: Squares that are added in float32: in longer sums small ones are lost, by more than the slack.
 _NORM_CHUNK: Final = 1024
 #: What Opacus' hooks keep on a layer between the way there and the way back.
@@ -80,8 +83,10 @@ class Inputs:
     """A batch as the network reads it: `rows` int64 [B, S] items, `buckets` int64 [B, O, F].
 
     O counts the look-ups: history, items with their neighbours, context. Unused ones are padding.
+    The first `users` are real, the others empty.
     """
 
+    users: int
     batch: UserBatch
     sizes: list[int]
     rows: Tensor
@@ -115,6 +120,7 @@ class ClippedSum:
 
 def inputs_of(network: Network, items: ItemTensors, batch: UserBatch) -> Inputs:
     """Gather what a batch reads from the public item table."""
+    users, batch = len(batch), _filled(batch)
     block = batch.block
     history = block.history.masked_fill(block.weights.sum(-1) == 0, -1)  # [B, H]
     positives = block.positives.masked_fill(block.mask == 0, -1)  # [B, M]
@@ -127,11 +133,31 @@ def inputs_of(network: Network, items: ItemTensors, batch: UserBatch) -> Inputs:
     # 0 times what overflows is NaN.
     vectors = items.vectors[rows.clamp(min=0)].masked_fill((rows < 0)[..., None], 0.0)
     return Inputs(
+        users=users,
         batch=batch,
         sizes=sizes,
         rows=rows,
         buckets=torch.cat([functional.pad(buckets, (0, max(0, -spare))), context], dim=1),
         vectors=vectors,
+    )
+
+
+def _filled(batch: UserBatch) -> UserBatch:
+    """The batch with empty users at its end, who have no loss; at least some.
+
+    Matrix products treat left-over rows by kernels of their own, whose last digits differ, and
+    received weights can make last digits decide. Which rows those are must not depend on any user.
+    (That holds for layers of 16 and more; what rows of a few numbers come to depends on their place.)
+    """
+    spare = max(1, -(-len(batch) // _TOGETHER)) * _TOGETHER - len(batch)
+
+    def grown(values: Tensor, fill: int = 0) -> Tensor:
+        return torch.cat([values, values.new_full((spare, *values.shape[1:]), fill)])
+
+    return UserBatch(
+        block=UserBlock(**{name: grown(value) for name, value in vars(batch.block).items()}),
+        negatives=grown(batch.negatives, -1),
+        numbers=grown(batch.numbers),
     )
 
 
@@ -192,9 +218,8 @@ class PerUserGradients:
             return
         self._wrapped.to_standard_module()
         self._wrapped = None
-        for layer in self._network.modules():
-            for name in _LEFT_ON_LAYERS:
-                vars(layer).pop(name, None)
+        for layer, name in itertools.product(self._network.modules(), _LEFT_ON_LAYERS):
+            vars(layer).pop(name, None)
 
     def clipped_sum(self, inputs: Inputs) -> ClippedSum:
         """The clipped sum over the users of a batch; zeros for an empty one.
@@ -205,8 +230,6 @@ class PerUserGradients:
         if self._wrapped is None:
             raise RuntimeError("gradients per user are only there within the context")
         dense = {n: p for n, p in self._network.named_parameters() if n != TABLE}
-        if not len(inputs.batch):
-            return self._nothing(dense)
         try:
             losses, sums = self._backward(inputs)
             each = _gradients(dense)
@@ -231,8 +254,8 @@ class PerUserGradients:
             clip=self._clip,
             dense=total,
             table=table,
-            refused=int((~torch.isfinite(square)).sum()),
-            losses=losses,
+            refused=int((~torch.isfinite(square[: inputs.users])).sum()),
+            losses=losses[: inputs.users],
         )
 
     def _backward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -256,22 +279,6 @@ class PerUserGradients:
         norm = square.sqrt()
         scale = (self._clip * (1 - _SLACK) / norm.clamp(min=1e-30)).clamp(max=1.0)
         return torch.where(torch.isfinite(norm), scale, 0.0).float()
-
-    def _nothing(self, dense: Mapping[str, Tensor]) -> ClippedSum:
-        table = None
-        if self._table:
-            weight = self._network.items.weight
-            table = TableSum(
-                rows=torch.zeros(0, dtype=torch.int64, device=weight.device),
-                values=torch.zeros(0, weight.shape[1], device=weight.device),
-            )
-        return ClippedSum(
-            clip=self._clip,
-            dense={n: torch.zeros_like(p) for n, p in dense.items()},
-            table=table,
-            refused=0,
-            losses=torch.zeros(0),
-        )
 
 
 def _gradients(dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -334,9 +341,10 @@ def _sorted(flat: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
 
 def _squares(parts: Sequence[Tensor]) -> Tensor:
     """Squared norms of the rows of matrices [B, n] side by side, float64 [B]."""
-    chunks = [c for p in parts for c in p.split(_NORM_CHUNK, dim=1)]
-    norms = torch.stack([torch.linalg.vector_norm(c, dim=1) for c in chunks])
-    return norms.double().square().sum(0)
+    chunks = (c for p in parts for c in torch.split(p, _NORM_CHUNK, dim=1))
+    return torch.stack([torch.linalg.vector_norm(c, dim=1).double().square() for c in chunks]).sum(
+        0
+    )
 
 
 def _finite(gradient: Tensor, scale: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def _platform(
     start: Start, name: str, data: Path, url: str, tls: TlsFiles, roster: Path
 ) -> Command:
     options = ("--id", name, "--data", data, "--server", url, "--ca", tls.ca, "--roster", roster)
-    return start("clients.platform", *options)
+    return start("clients.platform", *options, "--data-end", "2024-07-19")
 
 
 @pytest.mark.processes
@@ -151,9 +151,9 @@ def test_three_platforms_take_part_and_recommend(start, tmp_path, rows, tls, cap
     for line in (
         r"^pinned the roster of test, version 1 \(A, B, C\), signed by \w+",
         r"^connected to the coordinator at 127\.0\.0\.1:\d+$",
-        r"^round 1/3: measured statistics$",
-        r"^round 2/3: trained, loss \d+\.\d+, \d+\.\d+ s$",
-        r"^round 3/3: measured statistics$",
+        r"^round 1/3: measured noised statistics$",
+        r"^round 2/3: trained on noised gradients, loss \d+\.\d+, \d+\.\d+ s$",
+        r"^round 3/3: measured noised statistics$",
         r"^private model, epoch 1/1: loss \d+\.\d+$",
         r"^mixing weights from \d+ validation users",
         r"recommend --id A",
@@ -163,8 +163,12 @@ def test_three_platforms_take_part_and_recommend(start, tmp_path, rows, tls, cap
         # Only the card is there to be given away.
         public = path.name == f"{path.parent.name}.platform"
         assert public or path.stat().st_mode & 0o077 == 0, path
-    options = ["recommend", "--id", "A", "--state", str(state), "--k", "4"]
     capsys.readouterr()
+    # A run without further options is private, and what it cost is on the ledger.
+    assert main(["privacy", "--id", "A", "--state", str(state), "--json"]) == 0
+    spent = json.loads(capsys.readouterr().out)
+    assert 7.8 < spent["life"]["epsilon"] <= 8.0
+    options = ["recommend", "--id", "A", "--state", str(state), "--k", "4"]
     assert main([*options, "--user", "u3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -267,6 +271,10 @@ SERVER = ("--server", "https://127.0.0.1:9")
         (("--id", "A", "--data", "d", *SERVER, "--connect-timeout", "nan"), "connect timeout"),
         (("--id", "A", "--data", "d", *SERVER, "--test-weeks", "9"), "test weeks = 9 must be"),
         (("--id", "A", "--data", "d", *SERVER, "--test-weeks", "nan"), "test weeks = nan"),
+        (("--id", "A", "--data", "d", *SERVER, "--epsilon", "0"), "epsilon"),
+        (("--id", "A", "--data", "d", *SERVER, "--delta", "1"), "delta"),
+        (("--id", "A", "--data", "d", *SERVER, "--life-epsilon", "7"), "life"),
+        (("--id", "A", "--data", "d", *SERVER, "--data-end", "soon"), "'soon' is no day like"),
         (("--id", "A", "--data", "d", *SERVER, "--ca", "no.pem"), "CA file no.pem can't be read"),
         (("--id", "A", "--data", "d", "--server", "http://h:1"), "plain HTTP"),
         (("--id", "A", "--data", "d", "--server", "nowhere"), "'nowhere' is not HOST:PORT"),
@@ -337,9 +345,9 @@ def test_data_that_cannot_be_used_are_one_line(rows, tmp_path, capsys) -> None:
     items = (broken / "items.csv").read_text(encoding="utf-8").splitlines()
     (broken / "items.csv").write_text("\n".join(items[:6]) + "\n", encoding="utf-8")
     assert "it has 5 of the 30 items" in _refused(capsys, *_options(state, broken))
-    # Nothing but why the last rows were refused, the lock, and the record of opened sums.
+    # Nothing but why the last rows were refused, the lock, the ledger, and the record of opened sums.
     added = {path.name for path in (state / "A").iterdir()} - before
-    assert added <= {"data.rejected", "lock", "opened.json"}
+    assert added <= {"data.rejected", "ledger.jsonl", "lock", "opened.json"}
 
 
 def test_a_device_that_is_not_there(rows, tmp_path, capsys) -> None:
@@ -389,7 +397,8 @@ def test_a_short_validation_period_is_told_before_anything_is_trained(
     body = "\n".join([text[0], *early[:-1], last])
     (data / "events.csv").write_text(body + "\n", encoding="utf-8")
     state = str(_pinned(tmp_path, capsys))
-    handler = handler_from({"id": "A", "data": str(data), "state": state})
+    settings = {"id": "A", "data": str(data), "state": state, "no-privacy": "true"}
+    handler = handler_from(settings)
     with pytest.raises(CrossrecError, match="no user with a history took an item in the val"):
         handler(wire.encode(wire.Welcome(plan=plan.to_json())))
 
@@ -397,7 +406,7 @@ def test_a_short_validation_period_is_told_before_anything_is_trained(
 def test_a_platform_for_flowers_own_supernode(rows, tmp_path, plan) -> None:
     folder = tmp_path / "state"
     roster, state = _roster(folder, tmp_path / "roster"), str(folder)
-    settings = {"id": "A", "data": str(rows["A"]), "state": state, "threads": "1"}
+    settings = {"id": "A", "data": str(rows["A"]), "state": state, "no-privacy": "true"}
     handler = handler_from(settings | {"roster": str(roster)})
 
     def ask(message: wire.Message) -> wire.Message:

@@ -77,7 +77,7 @@ def test_a_run_of_three_processes_equals_the_simulation(stage: Stage) -> None:
     # Nothing that the libraries said reaches the operator.
     expected = (
         r"coordinator on|waiting for|platform [ABC] joined|keys agreed between A, B, C|"
-        r"round \d/3|finished after round 3"
+        r"round \d/3|finished after round 3|warning: no differential privacy"
     )
     assert all(re.match(expected, line) for line in coordinator.output.splitlines())
     assert all(p.output.count("\n") == 0 for p in platforms), [p.output for p in platforms]
