@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 import signal
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PROGRAM: Final = "python -m clients.platform"
 #: Folders of platforms made by `handler_from`, held until the process ends.
 _HELD: Final = ExitStack()
+# Before the interpreter takes its modules apart.
+atexit.register(_HELD.close)
 
 
 class Stopped(BaseException):
