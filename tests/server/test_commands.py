@@ -76,6 +76,9 @@ def test_a_bad_plan(
         (("--resume",), "no run to resume"),
         (("--port", "70000"), "port 70000 on 127.0.0.1 can't be used"),
         (("--host", "192.0.2.1"), "on 192.0.2.1 can't be used"),
+        (("--epsilon", "0"), "epsilon"),
+        (("--delta", "2"), "delta"),
+        (("--noise", "much"), "invalid choice: 'much'"),
     ],
 )
 def test_options_that_can_not_work(
@@ -119,3 +122,14 @@ def test_a_state_folder_that_is_a_file(
     line = _error(capsys, "--state", tmp_path / "state", *common)
     assert "state folder" in line
     assert "give another --state" in line
+
+
+def test_a_plan_with_noise_and_no_privacy_contradict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], roster: Path
+) -> None:
+    plan = tmp_path / "plan.toml"
+    noise = 'noise = "local"\nmultiplier = 1.0\nstatistics_multiplier = 1.0\n'
+    plan.write_text(f"[privacy]\n{noise}", encoding="utf-8")
+    common = ("--state", tmp_path / "state", "--insecure", "--roster", roster)
+    line = _error(capsys, *common, "--plan", plan, "--no-privacy")
+    assert "the plan has noise and --no-privacy is given" in line
