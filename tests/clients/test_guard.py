@@ -139,13 +139,15 @@ def _bytes(reply: wire.SumReply) -> bytes:
 def test_metrics_and_numbers_of_users_stay_here(
     private, datasets, ledger, roster, monkeypatch
 ) -> None:
-    platform = _Platform(private, datasets, ledger, roster, monkeypatch)
+    # Wide enough for every number of users.
+    wide = replace(private, aggregation=replace(private.aggregation, max_weight=1000.0))
+    platform = _Platform(wide, datasets, ledger, roster, monkeypatch)
     assert platform.welcomed.training_metrics == platform.welcomed.evaluation_metrics == ()
     reply = platform.train(1)
     body = Vector("contribution").read(Reader(b"".join(reply.body)))
     # Update, and one weight that is the plan's and nobody's number of users; no metric behind it.
     assert len(body) == platform.layout.size + 1
-    assert body[-1] == private.aggregation.max_weight
+    assert body[-1] == 1000.0
     asked = wire.EvaluateRequest(run=RUN, round=1, ticket=b"", parameters=initial_vector(private))
     assert platform.ask(asked) == wire.Failure(code=wire.FailureCode.UNEXPECTED)
 
