@@ -39,6 +39,9 @@ bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
 	$(BIN)/python benchmarks/secagg.py
 	$(BIN)/python benchmarks/secagg_round.py
 	$(BIN)/python benchmarks/secagg_transcript.py
+	$(BIN)/python benchmarks/dp_step.py
+	$(BIN)/python benchmarks/dp_audit.py
+	$(BIN)/python benchmarks/dp_quality.py
 	$(BIN)/python benchmarks/setup.py
 
 clean:
