@@ -6,7 +6,7 @@ they are present, seven markets of XMRec. Their leave-one-out split is laid on t
 rows fill 300 days in order of their date, the validation row of a user comes 53 to 31 days before the
 end, her test row in the last 24 days.
 
-    python benchmarks/dp_quality.py [cj] [xmrec] [--seeds 3] [--markets FOLDER]
+    python benchmarks/dp_quality.py [cj] [xmrec] [--seeds 3] [--epsilon 8 4 2 1] [--markets FOLDER]
 
 Writes results/dp_quality.json, results/dp_quality_<data>.md and .svg.
 """
@@ -17,6 +17,7 @@ import argparse
 import tempfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import matplotlib as mpl
 import polars as pl
 from matplotlib.figure import Figure as Drawing
 
-from crossrec_model.config import FederationConfig, ModelConfig, Plan
+from crossrec_model.config import FederationConfig, ModelConfig, Noise, Plan
 from crossrec_model.evaluation.comparison import AVERAGE, Estimate, estimates
 from crossrec_model.evaluation.figures import Figure, merge_figures, read_figures, write_figures
 from crossrec_model.evaluation.results import FIRST_TIME, Result
@@ -36,8 +37,10 @@ RESULTS = Path(__file__).resolve().parent / "results"
 MARKETS = Path(__file__).resolve().parents[2] / "shared" / "data" / "xmrec"
 COMMAND = "python benchmarks/dp_quality.py"
 EPSILONS = (8.0, 4.0, 2.0, 1.0)
-NOISES = ("local", "distributed")
+NOISES: tuple[Noise, ...] = ("local", "distributed")
 METRIC = "ndcg@10"
+#: (noise, epsilon) → the row's name.
+Rows = dict[tuple[Noise, float], str]
 PLAN = Plan(
     model=ModelConfig(buckets=2**15, dimension=32, tower=(64, 64, 32, 1), sketch_width=2**16),
     federation=FederationConfig(rounds=8),
@@ -62,6 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="*", help="cj, xmrec (default: both)")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epsilon", type=float, nargs="+", default=EPSILONS)
+    parser.add_argument("--noise", nargs="+", default=NOISES)
     parser.add_argument("--markets", type=Path, default=MARKETS)
     options = parser.parse_args()
     for name in options.data or ("cj", "xmrec"):
@@ -72,8 +77,13 @@ def main() -> None:
                     print(f"{options.markets} is absent: xmrec is left out")
                     continue
                 data = str(write_markets(options.markets, Path(folder) / "markets"))
-            results = measured(data, Path(folder), options.seeds)
-        report(name, results, options.seeds)
+            asked = {
+                (noise, epsilon): f"{noise} noise, ε = {epsilon:g}"
+                for noise in options.noise
+                for epsilon in options.epsilon
+            }
+            results = measured(data, Path(folder), options.seeds, asked)
+        report(name, results, options.seeds, asked)
 
 
 def write_markets(source: Path, target: Path) -> Path:
@@ -105,25 +115,19 @@ def write_markets(source: Path, target: Path) -> Path:
     return target
 
 
-def measured(data: str, work: Path, seeds: int) -> list[Result]:
+def measured(data: str, work: Path, seeds: int, asked: Rows) -> list[Result]:
     """Local, federated, every private federation and pooled, for every seed."""
     arguments = ["--data", data, "--seeds", str(seeds), "--at-once", "2", "--evaluate-every", "0"]
-    arguments += ["--work", str(work / "work"), "--noise", *NOISES]
-    arguments += ["--epsilon", *(f"{epsilon:g}" for epsilon in EPSILONS)]
-    settings = settings_of(arguments)
+    arguments += ["--work", str(work / "work")]
+    settings = replace(settings_of(arguments), private=tuple(asked))
     experiment = Experiment(settings, PLAN, *prepared_platforms(settings))
     return [result for seed in range(seeds) for result in experiment.seed(seed)[0]]
 
 
-def rows() -> dict[tuple[str, float], str]:
-    """(noise, epsilon) → the row's name."""
-    return {(noise, e): f"{noise} noise, ε = {e:g}" for noise in NOISES for e in EPSILONS}
-
-
-def report(name: str, results: Sequence[Result], seeds: int) -> None:
+def report(name: str, results: Sequence[Result], seeds: int, asked: Rows) -> None:
     """Write the table, the plot and the figures of one data set."""
     generator = ExperimentRandomness(0, "dp quality").numpy()
-    names = ["local", "federated", *rows().values(), "pooled"]
+    names = ["local", "federated", *asked.values(), "pooled"]
     means = {
         row: estimates(results, row=row, view=FIRST_TIME, generator=generator)[METRIC]
         for row in names
@@ -138,17 +142,17 @@ def report(name: str, results: Sequence[Result], seeds: int) -> None:
     table = markdown(name, means, gains, seeds)
     (RESULTS / f"dp_quality_{name}.md").write_text(table, encoding="utf-8")
     print(table)
-    plot(name, means)
+    plot(name, means, asked)
     worst = min(
-        (gain for row in rows().values() for gain in gains[row].values()), key=lambda g: g.high
+        (gain for row in asked.values() for gain in gains[row].values()), key=lambda g: g.high
     )
-    lowest = min(gain.value for row in rows().values() for gain in gains[row].values())
+    lowest = min(gain.value for row in asked.values() for gain in gains[row].values())
     suffix = "" if name == "cj" else f"_{name}"
     figures = [
         figure(f"dp.worst_gain_over_local{suffix}", lowest, ">=-1", seeds),
         figure(f"dp.worst_gain_over_local_high{suffix}", worst.high, ">=0", seeds),
     ]
-    for (noise, epsilon), row in rows().items():
+    for (noise, epsilon), row in asked.items():
         ratio = means[row][AVERAGE].value / means["local"][AVERAGE].value
         figures.append(figure(f"dp.over_local_{noise}_eps{epsilon:g}{suffix}", ratio, ">=1", seeds))
     path = RESULTS / "dp_quality.json"
@@ -187,15 +191,16 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def plot(name: str, means: dict[str, dict[str, Estimate]]) -> None:
+def plot(name: str, means: dict[str, dict[str, Estimate]], asked: Rows) -> None:
     """Average nDCG@10 against epsilon, with `local`, `federated` and `pooled` as lines."""
     with mpl.rc_context({"svg.hashsalt": name, "font.size": 10}):
         drawing = Drawing(figsize=(6.4, 3.6), layout="constrained")
         axes = drawing.add_subplot()
         for noise, marker, shift in (("local", "o", 0.97), ("distributed", "s", 1.03)):
-            found = [means[rows()[noise, e]][AVERAGE] for e in EPSILONS]
+            epsilons = [epsilon for kind, epsilon in asked if kind == noise]
+            found = [means[asked[noise, e]][AVERAGE] for e in epsilons]
             axes.errorbar(
-                [e * shift for e in EPSILONS],
+                [e * shift for e in epsilons],
                 [f.value for f in found],
                 yerr=[
                     [f.value - f.low for f in found],
