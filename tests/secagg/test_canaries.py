@@ -117,7 +117,7 @@ class Run:
             self.coordinator = stage.start(
                 __file__,
                 *("coordinator", *weak, "--port", 0, "--state", stage.state, "--plan", plan),
-                *("--roster", stage.roster, "--tls", stage.tls.ca.parent),
+                *("--roster", stage.roster, "--tls", stage.tls.ca.parent, "--no-privacy"),
                 *("--platforms", 3 if weak else 4),
             )
         self._port = stage.port(self.coordinator)
