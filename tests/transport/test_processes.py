@@ -120,12 +120,12 @@ def test_sigterm_while_waiting_and_ctrl_c_on_a_platform(stage: Stage) -> None:
     platform = stage.platform("A", port)
     coordinator.expect(r"waiting for platforms: 1 of 3 \(A\)")
     platform.send(signal.SIGINT)
-    assert platform.wait(within_s=10) == 130
+    assert platform.wait(within_s=30) == 130
     assert platform.output.endswith("stopped")
     # The platform said goodbye: its place is free at once, not only after a time-out.
     coordinator.expect(r"waiting for platforms: 0 of 3$", times=2, within_s=5)
     coordinator.send(signal.SIGTERM)
-    assert coordinator.wait(within_s=10) == 143
+    assert coordinator.wait(within_s=30) == 143
     assert _final(stage).round == 0
 
 
