@@ -6,6 +6,7 @@ Its update pulls every parameter to a target of its own, so that the final vecto
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -102,6 +103,8 @@ def make_handler(
 
 
 def main() -> int:
+    # A shell that starts the tests in the background makes its children deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser()
     parser.add_argument("--id", required=True)
     parser.add_argument("--address", required=True)

@@ -249,13 +249,13 @@ def test_a_platform_killed_while_training_comes_back_in_the_next_round(stage: St
 
 def test_too_few_platforms_wait_and_show_nothing(stage: Stage) -> None:
     path = stage.plan("[federation]\nrounds = 3\nround_timeout_s = 2\n")
-    coordinator = stage.coordinator("--plan", path, "--platforms", 3, "--wait", 10)
+    coordinator = stage.coordinator("--plan", path, "--platforms", 3, "--wait", 20)
     port = stage.port(coordinator)
     platforms = {name: stage.platform(name, port, "--seconds", 0.5) for name in "ABC"}
     coordinator.expect("round 1/3")
     platforms["B"].send(signal.SIGKILL)
     coordinator.expect(r"round 2 is repeated: too few platforms with a vector: 2 of 4, need 3")
-    _refused(coordinator, "2 of 3 platforms came within 10 s (here: A, C)", "--resume")
+    _refused(coordinator, "2 of 3 platforms came within 20 s (here: A, C)", "--resume")
 
 
 def test_fewer_than_three_platforms_are_refused(stage: Stage) -> None:
