@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from crossrec_model.config import Plan
+from crossrec_model.config import Plan, is_statistics_round
 from crossrec_model.errors import ConfigError
 from crossrec_model.privacy.ledger import Budget, Ledger
 from crossrec_model.privacy.planning import round_event, run_events
@@ -66,9 +66,10 @@ class LedgerGuard:
                 "in a private run no user's last event may decide where the data end; give that day "
                 "as --data-end YYYY-MM-DD, e.g. the day of the export"
             )
-        budget, planned = self._budget, run_events(plan, self.honest(plan))
+        budget = self._budget
         if run is not None and self._ledger.spent(budget.delta, run) > 0:
             return  # it was accepted as a whole when it began; each round is still checked
+        planned = run_events(plan, self.honest(plan))
         asked = epsilon(planned, budget.delta)
         life = epsilon((*planned, *(r.event for r in self._ledger.records)), budget.delta)
         for name, value, limit in (
@@ -92,7 +93,8 @@ class LedgerGuard:
         if not plan.privacy.on:
             return
         event = round_event(plan, number, self.honest(plan))
-        what = "training" if number not in (1, plan.federation.rounds) else "statistics"
+        statistics = is_statistics_round(number, plan.federation.rounds)
+        what = "statistics" if statistics else "training"
         self._ledger.charge(event, run=run, round=number, what=what, budget=self._budget)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from clients.training import TrainingData, to_device
+from clients.training import TrainingData, catalogue_rows, to_device
 from crossrec_model.config import Plan
 from crossrec_model.data.items import SKETCH_ROWS
 from crossrec_model.data.sampling import BlockSampler, UserBlock
@@ -58,22 +59,32 @@ class PrivateBatches:
         for start in range(0, len(users), MICRO_BATCH):
             yield self._inputs(network, users[start : start + MICRO_BATCH])
 
-    def _inputs(self, network: Network, users: Int) -> Inputs:
-        plan, items = self.plan, self.data.items
-        popularity = shared_log_popularity(self.statistics, items)
-        sampler = BlockSampler(
+    @cached_property
+    def _popularity(self) -> Float64:
+        return shared_log_popularity(self.statistics, self.data.items)
+
+    @cached_property
+    def _cumulative(self) -> Float64:
+        return np.cumsum(np.exp(self._popularity))
+
+    @cached_property
+    def _sampler(self) -> BlockSampler:
+        return BlockSampler(
             self.data.index,
-            plan.training,
-            items=len(items),
+            self.plan.training,
+            items=len(self.data.items),
             end=self.data.end,
-            reach_days=plan.privacy.reach_days,
+            reach_days=self.plan.privacy.reach_days,
         )
+
+    def _inputs(self, network: Network, users: Int) -> Inputs:
+        plan = self.plan
         generator = unseeded_generator(self.randomness)
-        block = sampler.draw(users, popularity, generator)
+        block = self._sampler.draw(users, self._popularity, generator)
         numbers = self.statistics.standardise(block.numbers.numpy())
         device = self.data.tensors.buckets.device
         shape = (len(users), plan.privacy.negatives)
-        negatives = _drawn(popularity, generator.random(shape))
+        negatives = catalogue_rows(self._cumulative, generator.random(shape))
         batch = UserBatch(
             block=to_device(_of_one_width(block, plan.training.history), device),
             negatives=torch.from_numpy(negatives).to(device),
@@ -90,14 +101,6 @@ def _of_one_width(block: UserBlock, history: int) -> UserBlock:
         history=functional.pad(block.history, (0, spare)),
         weights=functional.pad(block.weights, (0, 0, 0, spare)),
     )
-
-
-def _drawn(log_popularity: Float64, uniform: Float64) -> Int:
-    """Catalogue rows in proportion to a released popularity, from uniform numbers of any shape."""
-    cumulative = np.cumsum(np.exp(log_popularity))
-    rows = np.searchsorted(cumulative, uniform * cumulative[-1])
-    drawn: Int = np.minimum(rows, len(log_popularity) - 1).astype(np.int64)
-    return drawn
 
 
 def noised_training(network: Network, batches: PrivateBatches) -> float:

@@ -33,7 +33,7 @@ from crossrec_model.errors import ConfigError, FederationError
 from crossrec_model.parameters import Layout
 from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
 from crossrec_model.randomness import ExperimentRandomness
-from crossrec_model.secagg.roster import COLLUDING_SHARE, FEWEST
+from crossrec_model.secagg.roster import COLLUDING_SHARE, FEWEST, Roster
 
 #: Takes the handler to the coordinator and returns when the run is over.
 Serve = Callable[[Handler], None]
@@ -249,22 +249,28 @@ def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor
         given.roster.check_member(platform, identity.public)
         if line := pin(folder, given, accept=settings.accept_roster):
             note(line)
+    roster = _pinned(folder)
+    roster.check_member(platform, identity.public)
+    if len(roster.members) < FEWEST:
+        raise ConfigError("a roster of two platforms can't be used; at least three are needed")
+    return secure_sealer(
+        platform,
+        identity,
+        roster,
+        Opened(folder).check_and_record,
+        least_share=settings.colluding_share,
+    )
+
+
+def _pinned(folder: Path) -> Roster:
+    """The roster that this platform trusts."""
     pinned = load_roster(folder)
     if pinned is None:
         raise ConfigError(
             "this platform knows no roster yet; get roster.json from the coordinator's operator "
             "and give it as --roster"
         )
-    pinned.roster.check_member(platform, identity.public)
-    if len(pinned.roster.members) < FEWEST:
-        raise ConfigError("a roster of two platforms can't be used; at least three are needed")
-    return secure_sealer(
-        platform,
-        identity,
-        pinned.roster,
-        Opened(folder).check_and_record,
-        least_share=settings.colluding_share,
-    )
+    return pinned.roster
 
 
 @contextmanager
@@ -275,14 +281,12 @@ def guard_on_disk(settings: Settings) -> Iterator[LedgerGuard]:
         LedgerError: if the ledger is damaged or held by another process.
     """
     folder = settings.folder.path
-    pinned = load_roster(folder)
-    if pinned is None:
-        raise ConfigError("this platform knows no roster yet; give it as --roster")
+    roster = _pinned(folder)
     with Ledger.open(folder / LEDGER) as ledger:
         yield LedgerGuard(
             ledger,
             settings.budget(),
-            pinned.roster,
+            roster,
             allow_none=settings.no_privacy,
             # The embedded data are public, their period too.
             public_end=settings.data_end is not None or settings.data == COMPLETE_JOURNEY,

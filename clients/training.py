@@ -62,13 +62,20 @@ def steps(
     device = data.tensors.buckets.device
     for part in np.array_split(users, max(1, round(len(users) / config.users_per_step))):
         block = sampler.draw(part, log_popularity, generator)
-        drawn = np.searchsorted(cumulative, generator.random(config.negatives) * cumulative[-1])
+        negatives = catalogue_rows(cumulative, generator.random(config.negatives))
         yield Step(
             block=to_device(block, device),
-            negatives=torch.from_numpy(np.minimum(drawn, len(data.items) - 1)).to(device),
+            negatives=torch.from_numpy(negatives).to(device),
             numbers=torch.from_numpy(statistics.standardise(block.numbers.numpy())).to(device),
             tensors=data.tensors,
         )
+
+
+def catalogue_rows(cumulative: Float64, uniform: Float64) -> Int:
+    """Rows of the catalogue by a running total of popularity [items], from uniform numbers of any shape."""
+    rows = np.searchsorted(cumulative, uniform * cumulative[-1])
+    drawn: Int = np.minimum(rows, len(cumulative) - 1)
+    return drawn
 
 
 def to_device(block: UserBlock, device: torch.device) -> UserBlock:

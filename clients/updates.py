@@ -117,8 +117,7 @@ def _share(
 
 def _rounded(values: Vector, member: Member) -> Vector:
     """The nearest grid points, float32; a value on the grid stays itself."""
-    limits = member.plan.aggregation
-    step = limits.bound / limits.levels
+    step = member.plan.aggregation.step
     return (np.rint(values / np.float64(step)) * step).astype(np.float32)
 
 

@@ -159,6 +159,11 @@ class AggregationConfig:
         _within("aggregation.colluding_share", self.colluding_share, 0.0, 1.0)
         _within("aggregation.slots", self.slots, 1, 1024)
 
+    @property
+    def step(self) -> float:
+        """Distance of two grid points of an update's coordinate, at the largest weight."""
+        return self.bound / self.levels
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:

@@ -11,7 +11,6 @@ The folder appears complete or not at all.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from crossrec_model.data.schema import USERS
 from crossrec_model.data.source import Source
 from crossrec_model.data.staging import ROWS_IN_MEMORY
 from crossrec_model.data.summary import CleaningSummary
+from crossrec_model.durable import flush
 from crossrec_model.errors import ConfigError, DataError
 
 _SUMMARY: Final = "summary.json"
@@ -208,7 +208,7 @@ def _summary(name: str, folder: Path, cleaned: Cleaned, active: int) -> Cleaning
 def _publish(folder: Path, into: Path) -> None:
     """Make every file durable, then swap the folder in."""
     for path in [*folder.rglob("*"), folder]:
-        _make_durable(path)
+        flush(path)
     replaced = folder.with_name("replaced")
     if into.exists():
         into.rename(replaced)
@@ -218,13 +218,5 @@ def _publish(folder: Path, into: Path) -> None:
         if replaced.exists():
             replaced.rename(into)
         raise
-    _make_durable(into.absolute().parent)
+    flush(into.absolute().parent)
     shutil.rmtree(_rejected_folder(into), ignore_errors=True)
-
-
-def _make_durable(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

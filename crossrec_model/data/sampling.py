@@ -79,7 +79,7 @@ class BlockSampler:
         elif len(days):
             self._reach = 0.9 * max(latest - float(days.min()), 0.0)
         # Platforms that record purchases foresee purchases; others foresee whatever they record.
-        self._purchases = reach_days is None and bool(index.histories.bought.any())
+        self._purchases = bool(index.histories.bought.any())
         self._per_user = reach_days is not None
 
     def draw(
@@ -95,12 +95,12 @@ class BlockSampler:
             days = latest - np.minimum(back, self._reach)
         taken = self._taken(users, days)
         place, event = self._index.events(users, days, days + config.window_days)
-        bought = self._index.histories.bought[event]
+        wanted = bought = self._index.histories.bought[event]
         if self._per_user:
             buys = np.bincount(place[bought], minlength=len(users)) > 0
-            bought = bought | ~buys[place]
-        if self._purchases or self._per_user:
-            place, event = place[bought], event[bought]
+            wanted = bought | ~buys[place]
+        if self._per_user or self._purchases:
+            place, event = place[wanted], event[wanted]
         target = np.unique(self._key(place, self._index.histories.item[event]))
         new = target[~np.isin(target, self._key(taken.place, taken.item))]
         positives, mask = self._fill(new, len(users), config.positives, generator.random(len(new)))

@@ -66,7 +66,7 @@ class BoundedSum:
         Raises:
             ConfigError: for a grid too coarse or too narrow for the noise.
         """
-        step = limits.bound / limits.levels
+        step = limits.step
         sensitivity = self.sensitivity / step + math.sqrt(len(self.values))
         deviation = multiplier * sensitivity / math.sqrt(honest)
         room = limits.levels - math.ceil(_ROOM * deviation)

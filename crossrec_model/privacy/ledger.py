@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
+from crossrec_model.durable import flush
 from crossrec_model.errors import CrossrecError
 from crossrec_model.privacy.events import Budget, Event, Record
 from crossrec_model.privacy.pricing import Prices, epsilon, prices
@@ -159,7 +160,7 @@ class Ledger(History):
             data = _read_all(file, path)
             records, whole, note = _parse(data, path)
             _mend(file, data, whole)
-            _sync_folder(path.parent)
+            flush(path.parent)
             return cls(path, file, History(records, note), clock)
         except BaseException as error:
             if file >= 0:
@@ -317,14 +318,6 @@ def _check_in_place(file: int, path: Path) -> None:
     """Raise LedgerError unless `path` still leads to the open file; raises OSError too."""
     if not os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False)):
         raise LedgerError(f"ledger {path} was exchanged while it was open; nothing was charged")
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _damaged(path: Path, line: int) -> LedgerError:

@@ -17,7 +17,7 @@ from clients.noisy_training import (
     summed_gradient,
     summed_popularity,
 )
-from clients.training import TrainingData
+from clients.training import TrainingData, catalogue_rows
 from clients.updates import private_update
 from crossrec_model.config import Plan, PrivacyConfig
 from crossrec_model.data.histories import Histories
@@ -345,10 +345,11 @@ def test_moments_and_negatives_differ_from_draw_to_draw(datasets, private, relea
 def test_negatives_follow_the_released_popularity(datasets, private, released) -> None:
     items = datasets["A"].items
     popularity = shared_log_popularity(released, items)
+    cumulative = np.cumsum(np.exp(popularity))
     uniform = (np.arange(200_000).reshape(100, -1) + 0.5) / 200_000
-    found = np.bincount(noisy_training._drawn(popularity, uniform).ravel(), minlength=len(items))
+    found = np.bincount(catalogue_rows(cumulative, uniform).ravel(), minlength=len(items))
     np.testing.assert_allclose(found / 200_000, np.exp(popularity), atol=2e-5)
-    ends = noisy_training._drawn(popularity, np.array([[0.0, 1 - 2.0**-53]]))
+    ends = catalogue_rows(cumulative, np.array([[0.0, 1 - 2.0**-53]]))
     assert ends.tolist() == [[0, len(items) - 1]]
 
 
