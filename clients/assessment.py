@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from clients.dataset import Dataset
 from clients.graph import user_items
-from clients.personal import ValidationWeeks
+from clients.personal import Weighing
 from clients.private import PrivateModel
 from clients.scoring import Moment, SharedModel
 from crossrec_model.config import TrainingConfig
@@ -25,7 +25,6 @@ from crossrec_model.evaluation.baselines import (
 )
 from crossrec_model.evaluation.results import Result, View, measure, purchase_views
 from crossrec_model.evaluation.variety import category_features
-from crossrec_model.ranking import fit_mixture
 from crossrec_model.statistics import active_users
 
 Int = npt.NDArray[np.int64]
@@ -125,23 +124,25 @@ def model_results(
     rivals: Sequence[Rival],
     seed: int,
 ) -> list[Result]:
-    """The row `local` and one row a rival, each mixed as it would be served.
+    """The row `local` and one row a rival, each as it would be served.
 
-    Mixing weights come from the validation weeks; the test weeks are only ever measured.
+    Mixing weights, and whether the shared model is served at all, come from the validation weeks; the
+    test weeks are only ever measured.
     """
-    weeks = ValidationWeeks.of(dataset, config)
+    weighing = Weighing(dataset, config, private)
     test = held_out(dataset, config, platform, dataset.split.test, dataset.split.end)
-    before = weeks.moment.own_components(weeks.users, private)
     own = test.moment.own_components(test.users, private)
-    known = weeks.moment.components(weeks.users, before)
     served = test.moment.components(test.users, own)
-    scores = fit_mixture(known, weeks.taken).scores(served)
-    results = _both_views(scores, test, "local", seed)
+    local = _both_views(weighing.local.scores(served), test, "local", seed)
+    results = list(local)
     for rival in rivals:
-        shared = weeks.moment.shared_components(weeks.users, rival.at_validation)
-        mixture = fit_mixture(known.joined(shared), weeks.taken)
+        mixtures = weighing.against(rival.at_validation)
+        if not mixtures.trial.passed:
+            results += [replace(result, row=rival.row) for result in local]
+            continue
         shared = test.moment.shared_components(test.users, rival.at_test)
-        results += _both_views(mixture.scores(served.joined(shared)), test, rival.row, seed)
+        scores = mixtures.federated.scores(served.joined(shared))
+        results += _both_views(scores, test, rival.row, seed)
     return results
 
 

@@ -19,7 +19,7 @@ from clients.guard import Guard, LedgerGuard
 from clients.keys import load_identity, load_roster, pin, read_roster
 from clients.membership import Received
 from clients.opened import Opened
-from clients.personal import Mixtures, fit_mixtures, validation_components
+from clients.personal import Mixtures, Weighing
 from clients.private import PrivateModel, train_private
 from clients.progress import Progress
 from clients.round import PlatformRound
@@ -228,9 +228,10 @@ class Participation:
             ),
         )
         shared = shared_for_validation(received, self._device, self._progress.note)
-        components, taken = validation_components(dataset, plan.training, private, shared)
-        mixtures = fit_mixtures(components, taken)
-        self._progress.note(_summary(mixtures, users=int(taken.any(axis=1).sum())))
+        weighing = Weighing(dataset, plan.training, private)
+        mixtures = weighing.against(shared)
+        for line in _summary(mixtures, users=len(weighing.users)):
+            self._progress.note(line)
         self._progress.note(f"private training took {time.monotonic() - started:.1f} s")
         return _as_personal(private, mixtures)
 
@@ -321,12 +322,17 @@ def _as_personal(private: PrivateModel, mixtures: Mixtures) -> Personal:
     )
 
 
-def _summary(mixtures: Mixtures, *, users: int) -> str:
-    """What the mixture for items that are new to a user is made of."""
-    mixture = mixtures.federated
+def _summary(mixtures: Mixtures, *, users: int) -> list[str]:
+    """What the mixture for items that are new to a user is made of, and what its trial said."""
+    trial, mixture = mixtures.trial, mixtures.served
     parts = zip(mixture.names, mixture.weights, strict=False)
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in parts)
-    return f"mixing weights from {users} validation users, for new items: {weights}"
+    outcome = "it is served" if trial.passed else "not clearly better: the platform's own is served"
+    return [
+        f"the shared model adds {trial.ndcg} nDCG@10 and {trial.fit} nats of fit for {trial.users} "
+        f"validation users: {outcome}",
+        f"mixing weights from {users} validation users, for new items: {weights}",
+    ]
 
 
 def folder_of(state: Path, platform: str) -> PlatformFolder:

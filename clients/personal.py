@@ -1,4 +1,7 @@
-"""What a platform does with the shared model: fit its mixing weights on its own validation users."""
+"""What a platform does with the shared model: weigh it, try it, and serve it only where it helps.
+
+Everything here happens on the platform's own validation users and never leaves it.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,82 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 
 from clients.dataset import Dataset
 from clients.private import PrivateModel
-from clients.scoring import FEDERATED, LOCAL, Moment, SharedModel
+from clients.scoring import Moment, SharedModel
 from crossrec_model.config import TrainingConfig
-from crossrec_model.ranking import Components, Mixture, fit_mixture
+from crossrec_model.evaluation.metrics import accuracy, hits, top_items
+from crossrec_model.ranking import Components, Mixture, fit_mixture, surprises
 from crossrec_model.statistics import active_users
 
 Int = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
-#: Enough users for a dozen weights; bounds memory to users x candidates x features.
-MOST_VALIDATION_USERS: Final = 400
+#: Of users x candidates that are weighed at once: bounds memory to a dozen times as many numbers.
+MOST_CELLS: Final = 4_000_000
+#: More would change the weights and the decision little.
+MOST_VALIDATION_USERS: Final = 2000
+_CUT: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """A mean over users and its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, each: Floats) -> Gain:
+        """From every user's gain, [users]; fewer than two say nothing."""
+        if len(each) < 2:
+            return cls(mean=0.0, error=0.0)
+        return cls(mean=float(each.mean()), error=float(each.std(ddof=1)) / len(each) ** 0.5)
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} ± {self.error:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What the federation adds on users whose takings no weight was fitted on.
+
+    `fit` is in nats of `ranking.surprises`, which moves with every item and so shows small effects;
+    `ndcg` is nDCG@10, which is what users see of it.
+    """
+
+    users: int
+    fit: Gain
+    ndcg: Gain
+
+    @property
+    def passed(self) -> bool:
+        """Whether the federation is served.
+
+        Its fit must be better beyond doubt (three standard errors: every platform decides after
+        every run), and the tops of the lists not worse within one.
+        """
+        return self.fit.mean > 3 * self.fit.error and self.ndcg.mean >= -self.ndcg.error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixtures:
-    """Weights without and with the federation's components."""
+    """Weights without and with the federation's components, and how the second did against the first."""
 
     local: Mixture
     federated: Mixture
+    trial: Trial
+
+    @property
+    def served(self) -> Mixture:
+        """The federated weights if they passed their trial: nobody is worse off by joining."""
+        return self.federated if self.trial.passed else self.local
 
 
-def validation_users(dataset: Dataset, moment: Moment, most: int = MOST_VALIDATION_USERS) -> Int:
+def validation_users(dataset: Dataset, moment: Moment, most: int) -> Int:
     """Users with a history who took a candidate in the validation weeks, evenly thinned to `most`."""
     users = active_users(dataset.index, moment.day)
     taken = dataset.taken(users, moment.candidates, dataset.split.validation, dataset.split.test)
@@ -39,37 +95,64 @@ def validation_users(dataset: Dataset, moment: Moment, most: int = MOST_VALIDATI
     return users
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ValidationWeeks:
-    """The users that mixing weights are fitted on, and what they took, `taken` bool [users, candidates]."""
+def quality(scores: npt.NDArray[np.float32], components: Components, taken: Bool) -> Floats:
+    """nDCG@10 of each user, [U]: the mean of what she took and of what she took for the first time.
 
-    moment: Moment
-    users: Int
-    taken: npt.NDArray[np.bool_]
+    `scores` and `taken` are [U, C]. A user who took nothing new counts with the first alone.
+    """
+    had = components.count > 0
+    views = []
+    for excluded in (np.zeros_like(had), had):
+        wanted = taken & ~excluded
+        found = hits(top_items(scores, sp.csr_matrix(excluded), _CUT), sp.csr_matrix(wanted))
+        views.append(accuracy(found, wanted.sum(axis=1), _CUT)[f"ndcg@{_CUT}"])
+    every, new = views
+    return np.where(np.isnan(new), every, (every + new) / 2)
 
-    @classmethod
-    def of(cls, dataset: Dataset, config: TrainingConfig) -> ValidationWeeks:
-        """Read them off a dataset."""
+
+class Weighing:
+    """One platform's decision between its own model and the federation's.
+
+    Weights are fitted on either half of the validation users and tried on the other; what is served
+    are their means. What does not depend on the shared model is worked out once.
+
+    Raises:
+        ValueError: if nobody took a candidate in the validation weeks.
+    """
+
+    def __init__(self, dataset: Dataset, config: TrainingConfig, private: PrivateModel) -> None:
         split = dataset.split
-        moment = Moment.at(dataset, config, split.validation)
-        users = validation_users(dataset, moment)
-        taken = dataset.taken(users, moment.candidates, split.validation, split.test)
-        return cls(moment=moment, users=users, taken=taken)
+        self._moment = moment = Moment.at(dataset, config, split.validation)
+        most = min(MOST_VALIDATION_USERS, max(2, MOST_CELLS // len(moment.candidates)))
+        self.users = validation_users(dataset, moment, most)
+        self._taken = dataset.taken(self.users, moment.candidates, split.validation, split.test)
+        self._own = moment.components(self.users, moment.own_components(self.users, private))
+        self.local, self._without = self._fitted(self._own)
 
+    def against(self, shared: SharedModel) -> Mixtures:
+        """Fit the weights with the federation's components, and try them."""
+        components = self._own.joined(self._moment.shared_components(self.users, shared))
+        federated, with_it = self._fitted(components)
+        fit, ndcg = with_it - self._without
+        trial = Trial(users=len(fit), fit=Gain.of(fit), ndcg=Gain.of(ndcg))
+        return Mixtures(local=self.local, federated=federated, trial=trial)
 
-def validation_components(
-    dataset: Dataset, config: TrainingConfig, private: PrivateModel, shared: SharedModel
-) -> tuple[Components, npt.NDArray[np.bool_]]:
-    """All components at the start of the validation weeks, and what was taken within them."""
-    weeks = ValidationWeeks.of(dataset, config)
-    moment, users = weeks.moment, weeks.users
-    parts = moment.own_components(users, private) | moment.shared_components(users, shared)
-    return moment.components(users, parts), weeks.taken
+    def _fitted(self, components: Components) -> tuple[Mixture, Floats]:
+        """The mean of both halves' weights, and how each user fares under the half without her.
 
-
-def fit_mixtures(components: Components, taken: npt.NDArray[np.bool_]) -> Mixtures:
-    """Fit both mixtures on the same users."""
-    return Mixtures(
-        local=fit_mixture(components.select(LOCAL), taken),
-        federated=fit_mixture(components.select(FEDERATED), taken),
-    )
+        The second is [2, users]: minus her surprise, and her nDCG@10.
+        """
+        halves = np.arange(len(self.users)) % 2 == 1
+        if len(halves) < 2:  # nobody to try on
+            return fit_mixture(components, self._taken), np.empty((2, 0))
+        mixtures, fares = [], np.empty((2, len(halves)))
+        for half in (halves, ~halves):
+            fitted, tried = np.flatnonzero(half), np.flatnonzero(~half)
+            mixtures.append(fit_mixture(components.users(fitted), self._taken[fitted]))
+            part, taken = components.users(tried), self._taken[tried]
+            scores = mixtures[-1].scores(part)
+            fares[0, tried] = -surprises(scores, part, taken)
+            fares[1, tried] = quality(scores, part, taken)
+        weights = np.mean([mixture.weights for mixture in mixtures], axis=0)
+        mean = Mixture(names=components.names, weights=tuple(float(w) for w in weights))
+        return mean, fares

@@ -14,7 +14,7 @@ import torch
 from clients.dataset import Dataset
 from clients.membership import Received
 from clients.private import PrivateModel, restore_private
-from clients.scoring import FEDERATED, Moment, SharedModel
+from clients.scoring import LOCAL, Moment, SharedModel
 from clients.state import PlatformFolder, StateError, Trained
 from crossrec_model.data.histories import read_histories
 from crossrec_model.data.items import item_table
@@ -132,10 +132,11 @@ class Recommender:
 
     def _warm(self, row: int, k: int, *, new_only: bool) -> tuple[Recommendation, ...]:
         users = np.array([row], dtype=np.int64)
+        mixture = self._personal.mixtures.served
         parts = self._moment.own_components(users, self._private())
-        parts |= self._moment.shared_components(users, self._shared)
-        components = self._moment.components(users, parts).select(FEDERATED)
-        mixture = self._personal.mixtures.federated
+        if mixture.names != LOCAL:
+            parts |= self._moment.shared_components(users, self._shared)
+        components = self._moment.components(users, parts).select(mixture.names)
         scores = mixture.scores(components)[0].astype(np.float64)  # [candidates]
         if new_only:
             scores[components.count[0] > 0] = -np.inf
@@ -151,9 +152,9 @@ class Recommender:
         items, histories = self._dataset.items, self._dataset.histories
         own = log_popularity(item_counts(histories, len(items), self._moment.day))
         shared = shared_log_popularity(self._shared.statistics, items)
-        mixture = self._personal.mixtures.federated
+        mixture = self._personal.mixtures.served
         by_name = dict(zip(mixture.names, mixture.weights, strict=False))
-        weights = [max(by_name[name], 0.0) for name in _POPULARITIES]
+        weights = [max(by_name.get(name, 0.0), 0.0) for name in _POPULARITIES]
         if sum(weights) == 0:
             weights = [0.5, 0.5]
         scores = (weights[0] * own + weights[1] * shared)[self._moment.candidates]

@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from clients import tensorfile
 from clients.membership import Received
-from clients.personal import Mixtures
+from clients.personal import Gain, Mixtures, Trial
 from clients.tensorfile import Tensors
 from crossrec_model.config import Plan
 from crossrec_model.data.splits import TimeSplit
@@ -34,7 +34,7 @@ from crossrec_model.parameters import Layout
 from crossrec_model.ranking import Mixture
 from crossrec_model.statistics import Statistics
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MODEL: Final = "model.safetensors"
 RECEIVED: Final = "received.safetensors"
 DATA: Final = "data"
@@ -207,7 +207,7 @@ def _mixtures(mixtures: Mixtures) -> dict[str, Any]:
     return {
         name: {"names": list(mixture.names), "weights": list(mixture.weights)}
         for name, mixture in (("local", mixtures.local), ("federated", mixtures.federated))
-    }
+    } | {"trial": asdict(mixtures.trial)}
 
 
 def _received_tensors(received: Received) -> Tensors:
@@ -246,14 +246,24 @@ def _read_trained(document: dict[str, Any], left: _Left) -> Trained:
     prefix, kept = "private.network.", _read_kept(document, left)
     statistics = _take_statistics("private.statistics", left)
     names = [name for name in left if name.startswith(prefix)]
+    weights = document["mixtures"]
     mixtures = {
-        name: Mixture(names=tuple(m["names"]), weights=tuple(map(float, m["weights"])))
-        for name, m in document["mixtures"].items()
+        name: Mixture(
+            names=tuple(weights[name]["names"]), weights=tuple(map(float, weights[name]["weights"]))
+        )
+        for name in ("local", "federated")
     }
+    found = weights["trial"]
+    gains = {
+        name: Gain(**{k: float(v) for k, v in found[name].items()}) for name in ("fit", "ndcg")
+    }
+    if not all(math.isfinite(x) for gain in gains.values() for x in (gain.mean, gain.error)):
+        raise ValueError("its trial is not finite")
+    trial = Trial(users=int(found["users"]), **gains)
     personal = Personal(
         tensors={name.removeprefix(prefix): left.pop(name) for name in names},
         statistics=statistics,
-        mixtures=Mixtures(**mixtures),
+        mixtures=Mixtures(**mixtures, trial=trial),
     )
     return Trained(kept=kept, personal=personal)
 

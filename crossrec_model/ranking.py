@@ -118,7 +118,8 @@ def fit_mixture(components: Components, taken: npt.NDArray[np.bool_]) -> Mixture
         solver.zero_grad()
         # A matrix product on the flat view: einsum would copy the whole array.
         score = (theta @ x.flatten(1)).view(y.shape)
-        loss = _surprise(score, y) + _surprise(score.masked_fill(~new, -1e9), y & new)
+        every, first = _surprises(score, y, new)
+        loss = _mean(every, y) + _mean(first, y & new)
         loss = loss + _RIDGE * theta.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -128,9 +129,26 @@ def fit_mixture(components: Components, taken: npt.NDArray[np.bool_]) -> Mixture
     return Mixture(names=components.names, weights=tuple(float(w) for w in weights))
 
 
-def _surprise(score: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
-    """Mean over users of the mean negative log-softmax of their taken items."""
-    count = taken.sum(1)
+def surprises(scores: Float, components: Components, taken: npt.NDArray[np.bool_]) -> Float:
+    """What `fit_mixture` minimises, user by user, [U]: less is better; `scores`, `taken` [U, C]."""
+    new = torch.from_numpy(components.count == 0)
+    every, first = _surprises(torch.from_numpy(scores), torch.from_numpy(taken), new)
+    total: Float = (every + first).numpy()
+    return total
+
+
+def _surprises(
+    score: torch.Tensor, taken: torch.Tensor, new: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each user's mean negative log-softmax of all taken items, and of the new ones; [U] each."""
+    return _each(score, taken), _each(score.masked_fill(~new, -1e9), taken & new)
+
+
+def _each(score: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
     log = score - torch.logsumexp(score, dim=1, keepdim=True)
-    each = -(log * taken).sum(1) / count.clamp(min=1)
-    return each.sum() / (count > 0).sum().clamp(min=1)
+    return -(log * taken).sum(1) / taken.sum(1).clamp(min=1)
+
+
+def _mean(each: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+    """Mean over the users who took something."""
+    return each.sum() / taken.any(1).sum().clamp(min=1)

@@ -14,11 +14,11 @@ import torch
 from clients.dataset import load_dataset
 from clients.keys import read_roster
 from clients.participation import Participation, Settings, sealer_on_disk
-from clients.personal import fit_mixtures, validation_components
+from clients.personal import Weighing
 from clients.private import train_private
 from clients.progress import PlainProgress
 from clients.recommend import COLD_REASON, REASONS, Recommender
-from clients.scoring import FEDERATED, Moment, SharedModel
+from clients.scoring import Moment, SharedModel
 from clients.state import PlatformFolder, StateError
 from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError, DataError, FederationError
@@ -99,7 +99,7 @@ def test_the_saved_model_is_what_the_steps_give_one_by_one(home, prepared, plan)
     network, last = Layout(plan.model).unpack(received.vector, CPU)
     assert np.abs(last.sketch - received.validation.sketch).max() > 1e-4
     shared = SharedModel(network=network, statistics=received.validation)
-    mixtures = fit_mixtures(*validation_components(dataset, plan.training, private, shared))
+    mixtures = Weighing(dataset, plan.training, private).against(shared)
     assert trained.personal.mixtures == mixtures
 
 
@@ -121,8 +121,8 @@ def test_recommendations_are_the_best_scores_of_the_mixture_over_all_events(
     users = np.array([dataset.histories.user_ids.index("u7")])
     parts = moment.own_components(users, recommender._private())
     parts |= moment.shared_components(users, SharedModel(network=network, statistics=statistics))
-    components = moment.components(users, parts).select(FEDERATED)
-    mixed = trained.personal.mixtures.federated.scores(components)[0]
+    mixture = trained.personal.mixtures.served
+    mixed = mixture.scores(moment.components(users, parts).select(mixture.names))[0]
     best = np.argsort(-mixed, kind="stable")[:5]
     expected = [dataset.items.item_ids[moment.candidates[column]] for column in best]
     assert [item.item_id for item in found.items] == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from clients.dataset import LEAST_BUYERS, Dataset, load_dataset
 from clients.graph import bought_together, user_items
-from clients.personal import fit_mixtures, validation_components, validation_users
+from clients.personal import Gain, Trial, Weighing, quality, validation_users
 from clients.private import PrivateModel, private_config, restore_private, train_private
 from clients.scoring import FEDERATED, LOCAL, Moment, SharedModel
 from clients.validation import Validation
@@ -18,6 +19,7 @@ from crossrec_model.config import Plan
 from crossrec_model.errors import DataError
 from crossrec_model.parameters import initial_network
 from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.ranking import Components, fit_mixture, surprises
 from crossrec_model.statistics import active_users, measure
 
 STREAM = ExperimentRandomness(2, "scoring")
@@ -161,7 +163,7 @@ def test_a_private_model_comes_back_from_its_tensors(datasets, plan, private) ->
 def test_validation_users_took_a_candidate_and_are_thinned_evenly(datasets, plan) -> None:
     dataset = datasets["A"]
     moment = Moment.at(dataset, plan.training, dataset.split.validation)
-    everyone = validation_users(dataset, moment)
+    everyone = validation_users(dataset, moment, 10_000)
     taken = dataset.taken(everyone, moment.candidates, moment.day, dataset.split.test)
     assert taken.any(axis=1).all()
     few = validation_users(dataset, moment, 10)
@@ -173,10 +175,15 @@ def test_validation_users_took_a_candidate_and_are_thinned_evenly(datasets, plan
 def test_mixtures_rank_validation_users_better_than_popularity(
     datasets, plan, private, shared
 ) -> None:
-    components, taken = validation_components(datasets["A"], plan.training, private, shared)
-    mixtures = fit_mixtures(components, taken)
+    dataset = datasets["A"]
+    weighing = Weighing(dataset, plan.training, private)
+    mixtures = weighing.against(shared)
     assert mixtures.local.names == LOCAL
     assert mixtures.federated.names == FEDERATED
+    moment, users = Moment.at(dataset, plan.training, dataset.split.validation), weighing.users
+    parts = moment.own_components(users, private) | moment.shared_components(users, shared)
+    components = moment.components(users, parts)
+    taken = dataset.taken(users, moment.candidates, dataset.split.validation, dataset.split.test)
 
     def surprise(scores: np.ndarray) -> float:
         log = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
@@ -184,6 +191,87 @@ def test_mixtures_rank_validation_users_better_than_popularity(
 
     fitted = surprise(mixtures.federated.scores(components.select(FEDERATED)))
     assert fitted < surprise(components.values[components.names.index("own popularity")])
+
+
+def test_each_half_tries_the_weights_of_the_other(datasets, plan, private, shared) -> None:
+    dataset = datasets["A"]
+    weighing = Weighing(dataset, plan.training, private)
+    mixtures, users = weighing.against(shared), weighing.users
+    moment = Moment.at(dataset, plan.training, dataset.split.validation)
+    parts = moment.own_components(users, private) | moment.shared_components(users, shared)
+    components = moment.components(users, parts)
+    taken = dataset.taken(users, moment.candidates, dataset.split.validation, dataset.split.test)
+    assert len(users) > 20
+    gains, weights = np.empty((2, len(users))), {LOCAL: [], FEDERATED: []}
+    for half in (0, 1):
+        fitted, tried = np.arange(half, len(users), 2), np.arange(1 - half, len(users), 2)
+        part, reached = components.users(tried), {}
+        for names in (LOCAL, FEDERATED):
+            mixture = fit_mixture(components.users(fitted).select(names), taken[fitted])
+            weights[names].append(mixture.weights)
+            scores = mixture.scores(part.select(names))
+            surprise = surprises(scores, part, taken[tried])
+            reached[names] = np.stack([-surprise, quality(scores, part, taken[tried])])
+        gains[:, tried] = reached[FEDERATED] - reached[LOCAL]
+    trial = mixtures.trial
+    assert trial.users == len(users)
+    for found, each in zip((trial.fit, trial.ndcg), gains, strict=True):
+        assert found.mean == pytest.approx(each.mean(), abs=1e-6)
+        assert found.error == pytest.approx(each.std(ddof=1) / len(each) ** 0.5, abs=1e-6)
+    for names, mixture in ((LOCAL, mixtures.local), (FEDERATED, mixtures.federated)):
+        np.testing.assert_allclose(mixture.weights, np.mean(weights[names], axis=0), rtol=1e-4)
+
+
+def test_the_federation_is_served_only_where_it_clearly_helps(
+    datasets, plan, private, shared
+) -> None:
+    weighing = Weighing(datasets["A"], plan.training, private)
+    mixtures = weighing.against(shared)
+
+    def served(fit: tuple[float, float], ndcg: tuple[float, float]) -> bool:
+        gains = [Gain(mean=mean, error=error) for mean, error in (fit, ndcg)]
+        found = replace(mixtures, trial=Trial(users=50, fit=gains[0], ndcg=gains[1])).served
+        assert found is mixtures.federated or found is mixtures.local
+        return found is mixtures.federated
+
+    assert served((0.31, 0.1), (0.02, 0.01))
+    assert served((0.31, 0.1), (-0.01, 0.01))
+    assert not served((0.31, 0.1), (-0.011, 0.01))
+    assert not served((0.29, 0.1), (0.02, 0.01))
+    assert not served((0.0, 0.0), (0.0, 0.0))
+    nothing = Gain.of(np.array([0.7]))
+    assert nothing == Gain.of(np.empty(0)) == Gain(mean=0.0, error=0.0)
+    few = Gain.of(np.array([0.1, 0.3]))
+    assert (few.mean, few.error) == (pytest.approx(0.2), pytest.approx(0.1))
+
+
+def test_noise_for_a_shared_model_fails_its_trial(datasets, plan, private, shared) -> None:
+    """What the federation sends has no say on a platform that it does not help."""
+    weighing = Weighing(datasets["A"], plan.training, private)
+    generator = np.random.default_rng(5)
+    passed = 0
+    for _ in range(10):
+        noise = copy.deepcopy(shared.network)
+        with torch.no_grad():
+            for parameter in noise.parameters():
+                size = tuple(parameter.shape)
+                parameter.copy_(torch.from_numpy(generator.normal(size=size)).float())
+        passed += weighing.against(replace(shared, network=noise)).trial.passed
+    assert passed <= 1  # ten of ten without the trial
+
+
+def test_quality_is_the_mean_of_both_views() -> None:
+    count = np.array([[1, 0, 0], [1, 0, 0]], dtype=np.float32)
+    components = Components(
+        names=("a",), values=np.zeros((1, 2, 3), np.float32), count=count, age=count
+    )
+    scores = np.array([[3, 2, 1], [3, 2, 1]], dtype=np.float32)
+    taken = np.array([[True, False, True], [True, False, False]])
+    found = quality(scores, components, taken)
+    ideal = 1 + 1 / np.log2(3)
+    both = (1 + 0.5) / ideal  # places 1 and 3
+    new = 1 / np.log2(3)  # behind item 1, once item 0 is left out
+    np.testing.assert_allclose(found, [(both + new) / 2, 1.0])
 
 
 def test_the_curve_of_a_run_is_the_mean_ndcg_over_first_time_items(datasets, plan, shared) -> None:
