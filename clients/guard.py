@@ -22,7 +22,7 @@ class Guard(Protocol):
         """
 
     def honest(self, plan: Plan) -> int:
-        """Platforms in every sum, this one included, that a plan takes for honest."""
+        """Platforms in every sum, this one included, whose noise nobody else knows."""
 
     def charge(self, plan: Plan, run: bytes, number: int) -> None:
         """Record durably what round `number` does, before anything is computed for it.

@@ -162,8 +162,8 @@ def meaning(spending: Spending) -> list[str]:
         "Whoever sees only sums over platforms, and nothing that this platform itself has sent, can "
         "tell whether any one user's whole history was among its data at most a factor of "
         f"{_factor(price.sums)} better than without them, except with probability {delta} (delta), "
-        f"as long as at least {honest} platforms of each sum, this one included, are honest; it "
-        f"holds for {scope}.",
+        f"as long as nobody else knows the noise of at least {honest} platforms of each sum, this one "
+        f"included; it holds for {scope}.",
         "Against whoever sees this platform's own messages unmasked, or knows the noise of the other "
         "platforms, noise that was distributed gives no such bound.",
     ]

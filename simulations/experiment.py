@@ -29,6 +29,7 @@ from crossrec_model.evaluation.terminal import print_report
 from crossrec_model.parameters import Layout
 from crossrec_model.privacy.planning import private_plan
 from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.secagg.roster import honest
 from server.checkpoint import RoundRecord
 from server.federation import with_rounds
 from simulations.engines import (
@@ -41,7 +42,7 @@ from simulations.engines import (
 )
 from simulations.pooled import pooled_statistics, train_pooled
 from simulations.report import compare, facts, write_quality
-from simulations.sums import WARNING, check_enough, honest_platforms
+from simulations.sums import WARNING, check_enough
 
 T = TypeVar("T")
 EMBEDDED = "complete-journey"
@@ -260,9 +261,10 @@ class Experiment:
     def _private_rivals(self, plan: Plan) -> list[Rival]:
         """One federated run for each kind of noise and epsilon that is asked for."""
         rivals = []
-        honest = honest_platforms(self.platforms, plan) if self._settings.secure else 1
+        share = plan.aggregation.colluding_share
+        unknown = honest(len(self.platforms), share) if self._settings.secure else 1
         for noise, epsilon in self._settings.private:
-            private = private_plan(plan, noise=noise, epsilon=epsilon, delta=DELTA, honest=honest)
+            private = private_plan(plan, noise=noise, epsilon=epsilon, delta=DELTA, honest=unknown)
             row = f"{noise} noise, ε = {epsilon:g}"
             with self._stage(f"seed {plan.seed}: federated, {row}"):
                 trained = self._engine(private, self.platforms, self.datasets)

@@ -30,7 +30,7 @@ WARNING = (
 class Sums:
     """Both sides of an aggregation: what seals for each platform, and what adds up.
 
-    `honest` gives how many platforms of each sum a plan takes for honest.
+    `honest` gives in how many platforms of each sum the noise is known to nobody else.
     """
 
     sealers: Mapping[str, SealerFor]
@@ -76,11 +76,6 @@ def check_enough(platforms: Sized) -> None:
             f"{len(platforms)} platforms are too few for secure aggregation, which needs {FEWEST}; "
             "name more, or add --no-secure-aggregation"
         )
-
-
-def honest_platforms(platforms: Iterable[str], plan: Plan) -> int:
-    """How many platforms of each secure sum a plan takes for honest."""
-    return identities_for(platforms)[1].roster.honest(plan.aggregation.colluding_share)
 
 
 def identities_for(platforms: Iterable[str]) -> tuple[dict[str, IdentityKey], SignedRoster]:

@@ -26,7 +26,7 @@ def round_event(plan: Plan, number: int, honest: int) -> Event:
 
     Args:
         number: the round, from 1.
-        honest: platforms in every sum that don't collude with whoever sees it, this one included.
+        honest: platforms in every sum whose noise nobody else knows, this one included.
     """
     privacy = plan.privacy
     statistics = is_statistics_round(number, plan.federation.rounds)

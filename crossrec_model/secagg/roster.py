@@ -104,29 +104,16 @@ class Roster:
             )
 
     def colluding(self, share: float = COLLUDING_SHARE) -> int:
-        """c: how many of the members may collude with the coordinator, fewer than `share` of them.
-
-        Raises:
-            ConfigError: unless `share` is within [0, 1].
-        """
-        if not 0 <= share <= 1:
-            raise ConfigError(f"colluding_share = {share} is outside [0, 1]; choose e.g. 0.33")
-        # A third of 6 must be 2 on every machine, whatever the float before it is.
-        exact = Fraction(share).limit_denominator(10**9)
-        return max(0, math.ceil(exact * len(self.members)) - 1)
+        """c: how many of the members may collude with the coordinator, see `colluding`."""
+        return colluding(len(self.members), share)
 
     def threshold(self, share: float = COLLUDING_SHARE) -> int:
-        """t: how many members every sum needs.
-
-        Any two quorums of t have more than c members in common, so at least one honest platform that
-        knows of both (t > (N + c) / 2). Never fewer than 3, but for a roster of two.
-        """
-        least = min(FEWEST, len(self.members))
-        return max(least, (len(self.members) + self.colluding(share)) // 2 + 1)
+        """t: how many members every sum needs, see `threshold`."""
+        return threshold(len(self.members), share)
 
     def honest(self, share: float = COLLUDING_SHARE) -> int:
-        """Return t - c, the fewest members in any sum that don't collude with the coordinator."""
-        return self.threshold(share) - self.colluding(share)
+        """How many members' noise stays unknown in any sum, see `honest`."""
+        return honest(len(self.members), share)
 
     @property
     def digest(self) -> bytes:
@@ -256,6 +243,37 @@ def sign(roster: Roster, key: IdentityKey) -> SignedRoster:
             f"{key.public.fingerprint}; sign with the named key"
         )
     return SignedRoster(roster, key.sign(ROSTER, roster.to_json()))
+
+
+def colluding(members: int, share: float = COLLUDING_SHARE) -> int:
+    """c: how many of so many members may collude with the coordinator, fewer than `share` of them.
+
+    Raises:
+        ConfigError: unless `share` is within [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"colluding_share = {share} is outside [0, 1]; choose e.g. 0.33")
+    # A third of 6 must be 2 on every machine, whatever the float before it is.
+    exact = Fraction(share).limit_denominator(10**9)
+    return max(0, math.ceil(exact * members) - 1)
+
+
+def threshold(members: int, share: float = COLLUDING_SHARE) -> int:
+    """t: how many of so many members every sum needs.
+
+    Any two quorums of t have more than c members in common, so at least one honest platform that
+    knows of both (t > (N + c) / 2). Never fewer than 3, but for a roster of two.
+    """
+    least = min(FEWEST, members)
+    return max(least, (members + colluding(members, share)) // 2 + 1)
+
+
+def honest(members: int, share: float = COLLUDING_SHARE) -> int:
+    """Return t - max(c, 1): the fewest members in any sum whose noise nobody else knows.
+
+    Even where nobody colludes, a platform that reads the model knows the noise it added itself.
+    """
+    return threshold(members, share) - max(colluding(members, share), 1)
 
 
 def _check_count(count: int, allow_two: bool) -> None:
