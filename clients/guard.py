@@ -9,7 +9,7 @@ from crossrec_model.errors import ConfigError
 from crossrec_model.privacy.ledger import Budget, Ledger
 from crossrec_model.privacy.planning import round_event, run_events
 from crossrec_model.privacy.pricing import epsilon
-from crossrec_model.secagg.roster import Roster
+from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 
 
 class Guard(Protocol):
@@ -55,6 +55,8 @@ class LedgerGuard:
     def accept(self, plan: Plan, run: bytes | None) -> None:
         """See `Guard`: the whole run must fit into what is left of the budget."""
         if not plan.privacy.on:
+            if len(self._roster.members) < FEWEST:
+                raise ConfigError(f"the plan has no differential privacy, and {OF_TWO}")
             if self._allow_none:
                 return
             raise ConfigError(

@@ -127,10 +127,10 @@ def load_roster(folder: Path) -> SignedRoster | None:
         ) from None
 
 
-def read_roster(path: Path) -> SignedRoster:
+def read_roster(path: Path, *, allow_two: bool = False) -> SignedRoster:
     """Read a roster file that an operator sent; raises RosterError if it can't be used."""
     try:
-        return SignedRoster.from_json(read_small(path))
+        return SignedRoster.from_json(read_small(path), allow_two=allow_two)
     except FileNotFoundError:
         raise RosterError(
             f"roster {path} does not exist; get it from the coordinator's operator"

@@ -56,6 +56,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take a newer roster in place of the pinned one",
     )
+    add("--allow-two", action="store_true", help="take part in a federation of two, too")
     add("--colluding-share", type=float, default=1 / 3, help="least share to withstand (1/3)")
     add(
         "--new-run",

@@ -33,7 +33,7 @@ from crossrec_model.errors import ConfigError, FederationError
 from crossrec_model.parameters import Layout
 from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
 from crossrec_model.randomness import ExperimentRandomness
-from crossrec_model.secagg.roster import COLLUDING_SHARE, FEWEST, Roster
+from crossrec_model.secagg.roster import COLLUDING_SHARE, FEWEST, OF_TWO, Roster
 
 #: Takes the handler to the coordinator and returns when the run is over.
 Serve = Callable[[Handler], None]
@@ -65,6 +65,8 @@ class Settings:
     life_epsilon: float = 24.0
     #: Take part in runs without differential privacy too.
     no_privacy: bool = False
+    #: Take part though only two platforms do: the noise alone then protects the users.
+    allow_two: bool = False
     #: The day on which the data end, where that is known without looking at them.
     data_end: date | None = None
 
@@ -75,6 +77,8 @@ class Settings:
             raise ConfigError(
                 f"--colluding-share {self.colluding_share} is outside [0, 1]; give e.g. 0.33"
             )
+        if self.allow_two and self.no_privacy:
+            raise ConfigError(f"--allow-two with --no-privacy: {OF_TWO}; leave out one of them")
         # Out of bounds it is told at once.
         self.budget()
         if not 0 < self.test_weeks < self.validation_weeks < float("inf"):
@@ -137,7 +141,7 @@ class Participation:
         prepared: PreparedData,
         progress: Progress,
         sealer_for: SealerFor,
-        guard: Guard | None = None,
+        guard: Guard,
     ) -> None:
         torch.set_num_threads(settings.threads)
         self._settings, self._prepared, self._progress = settings, prepared, progress
@@ -246,14 +250,16 @@ def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor
     folder, platform = settings.folder.path, settings.platform
     identity = load_identity(folder)
     if settings.roster is not None:
-        given = read_roster(settings.roster)
+        given = read_roster(settings.roster, allow_two=settings.allow_two)
         given.roster.check_member(platform, identity.public)
         if line := pin(folder, given, accept=settings.accept_roster):
             note(line)
     roster = _pinned(folder)
     roster.check_member(platform, identity.public)
     if len(roster.members) < FEWEST:
-        raise ConfigError("a roster of two platforms can't be used; at least three are needed")
+        if not settings.allow_two:
+            raise ConfigError(f"{OF_TWO}; wait for a third, or accept this with --allow-two")
+        note(f"warning: {OF_TWO}")
     return secure_sealer(
         platform,
         identity,

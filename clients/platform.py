@@ -76,7 +76,8 @@ def handler_from(settings: Mapping[str, str]) -> Handler:
 
     Keys are the options' names without dashes in front: `id`, `data`, and optionally `state`,
     `roster`, `device`, `threads`, `max-bad`, `min-users`, `validation-weeks`, `test-weeks`, `epsilon`,
-    `delta`, `life-epsilon`, `data-end`; an option without a value, as `no-privacy`, takes "true".
+    `delta`, `life-epsilon`, `data-end`; an option without a value, as `no-privacy` or `allow-two`,
+    takes "true".
     After it, start the command line with the same options: it trains what is private from what was saved.
 
     Raises:
@@ -203,6 +204,13 @@ def _privacy(arguments: Sequence[str]) -> int:
     add("--delta", type=float, help="default: of the last charge")
     add("--epsilon", type=float, help="a run's budget (default: of the last charge)")
     add("--life-epsilon", type=float, help="all runs' budget (default: of the last charge)")
+    add(
+        "--platforms",
+        type=int,
+        default=1,
+        metavar="P",
+        help="also for somebody who is a user of P platforms",
+    )
     add("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     check_id(options.id)
@@ -215,6 +223,7 @@ def _privacy(arguments: Sequence[str]) -> int:
         delta=options.delta,
         epsilon=options.epsilon,
         life_epsilon=options.life_epsilon,
+        platforms=options.platforms,
     )
     print(spending.to_json() if options.json else "\n".join(spending.lines()))
     return 0
@@ -250,7 +259,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     given: dict[str, Any] = vars(options)
     names = (
         *("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks"),
-        *("roster", "accept_roster", "colluding_share", "new_run"),
+        *("roster", "accept_roster", "allow_two", "colluding_share", "new_run"),
         *("epsilon", "delta", "life_epsilon", "no_privacy", "data_end"),
     )
     from clients.participation import Settings, folder_of

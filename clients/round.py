@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from clients.dataset import Dataset
-from clients.guard import Guard, OpenGuard
+from clients.guard import Guard
 from clients.membership import Finished, Member, Received, State, Stranger, check_same_run
 from clients.scoring import SharedModel
 from clients.sealing import SealerFor, metric_names
@@ -52,10 +52,10 @@ class PlatformRound:
         platform: the platform's id.
         dataset_for: reads the platform's data for a plan's network.
         sealer_for: makes what seals this platform's part of a sum, for a plan.
+        guard: decides on plans and charges private rounds.
         keep: gets everything that came from the federation, before the answer leaves.
         note: gets (round, rounds, what was done) after each round.
         warn: gets a line when this platform leaves a sum.
-        guard: decides on plans and charges private rounds; by default all plans are followed.
         new_run: take part in another run though the last one was not finished.
         earlier: what an earlier process of this platform kept; used if the same run goes on.
 
@@ -69,10 +69,10 @@ class PlatformRound:
         dataset_for: DatasetFor,
         sealer_for: SealerFor,
         *,
+        guard: Guard,
         keep: Callable[[Received], None] = lambda received: None,
         note: Callable[[int, int, str], None] = lambda number, rounds, text: None,
         warn: Callable[[str], None] = lambda text: None,
-        guard: Guard | None = None,
         new_run: bool = False,
         earlier: Received | None = None,
     ) -> None:
@@ -80,7 +80,7 @@ class PlatformRound:
             raise ConfigError(f"platform id {platform!r} must match {wire.PLATFORM_ID}; rename it")
         self._platform, self._dataset_for = platform, dataset_for
         self._sealer_for, self._new_run = sealer_for, new_run
-        self._guard: Guard = guard or OpenGuard()
+        self._guard = guard
         self._released: tuple[bytes, Vector] | None = None
         self._keep, self._note, self._warn, self._earlier = keep, note, warn, earlier
         self.state: State = Stranger()

@@ -21,7 +21,8 @@ from crossrec_model.privacy.events import (
     tally,
 )
 from crossrec_model.privacy.ledger import History, Remaining, read_history
-from crossrec_model.privacy.pricing import Prices
+from crossrec_model.privacy.pricing import Prices, prices
+from crossrec_model.privacy.unit import for_person
 
 #: Where no charge has recorded one.
 DEFAULT_DELTA: Final = 1e-5
@@ -63,6 +64,9 @@ class Spending:
     budget: Budget | None
     remaining: Remaining | None
     note: str
+    #: On how many platforms a person may be a user, and what all of them together cost her then.
+    platforms: int = 1
+    person: Prices | None = None
 
     def lines(self) -> list[str]:
         """The text for the operator's terminal."""
@@ -93,6 +97,9 @@ class Spending:
             "purposes": [_purpose_document(purpose) for purpose in self.purposes],
             "budget": dataclasses.asdict(self.budget) if self.budget else None,
             "remaining": dataclasses.asdict(self.remaining) if self.remaining else None,
+            "person": {"platforms": self.platforms, **_prices(self.person)}
+            if self.person
+            else None,
             "meaning": meaning(self) if self.runs else [],
             "note": self.note,
         }
@@ -116,6 +123,7 @@ def read_spending(
     delta: float | None = None,
     epsilon: float | None = None,
     life_epsilon: float | None = None,
+    platforms: int = 1,
 ) -> Spending:
     """Read a platform's ledger and price it; what is None is as the last charge recorded it.
 
@@ -131,6 +139,7 @@ def read_spending(
     budget = _budget(last, delta, epsilon, life_epsilon)
     runs = tuple(_runs(history, delta))
     left = history.remaining(budget, runs[-1].run) if budget and runs else None
+    met = for_person((record.event for record in history.records), platforms)
     return Spending(
         platform=platform,
         path=path,
@@ -141,6 +150,8 @@ def read_spending(
         budget=budget,
         remaining=left,
         note=history.note,
+        platforms=platforms,
+        person=prices(met, delta) if platforms > 1 else None,
     )
 
 
@@ -156,7 +167,8 @@ def meaning(spending: Spending) -> list[str]:
             "Whoever sees everything that this platform has ever sent can tell whether any one "
             "user's whole history was among its data at most a factor of "
             f"{_factor(price.everyone)} better than without it, except with probability {delta} "
-            f"(delta); it holds for {scope}."
+            f"(delta); it holds for {scope}.",
+            *_of_a_person(spending),
         ]
     return [
         "Whoever sees only sums over platforms, and nothing that this platform itself has sent, can "
@@ -166,6 +178,17 @@ def meaning(spending: Spending) -> list[str]:
         f"included; it holds for {scope}.",
         "Against whoever sees this platform's own messages unmasked, or knows the noise of the other "
         "platforms, noise that was distributed gives no such bound.",
+        *_of_a_person(spending),
+    ]
+
+
+def _of_a_person(spending: Spending) -> list[str]:
+    if spending.person is None:
+        return []
+    return [
+        f"Somebody who is a user of {spending.platforms} platforms that have all sent as much as this "
+        f"one is protected by each of them; all together tell about her at most a factor of "
+        f"{_factor(spending.person.sums)}."
     ]
 
 

@@ -7,13 +7,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from crossrec_model.config import Plan, check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
-from crossrec_model.secagg.roster import Roster
+from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 from crossrec_model.wire.codec import FloatVector
 from server.rosters import read_roster
 from server.tls import TlsFiles, make_certificates
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         default="local",
         help="each platform's noise is enough by itself, or only the sum's (default %(default)s)",
     )
+    add("--allow-two", action="store_true", help="run with two platforms only; privacy must be on")
     add("--no-privacy", action="store_true", help="no noise: updates may tell about single users")
     add("--evaluate-every", type=int, default=1, metavar="N", help="0: never (default %(default)s)")
     add("--wait", type=float, default=float("inf"), metavar="S", help="give up waiting after S s")
@@ -109,11 +111,16 @@ def _roster(arguments: Sequence[str]) -> int:
     add("--out", type=Path, required=True, help="folder of roster.json and its signing key")
     add("--name", help="the federation's name, needed once")
     add("--expel", action="append", default=[], metavar="ID", help="take off (repeatable)")
+    add("--allow-two", action="store_true", help="sign a roster of two platforms, too")
     options = parser.parse_args(arguments)
     from server.rosters import list_platforms
 
     listed = list_platforms(
-        options.out, federation=options.name, cards=options.cards, expel=options.expel
+        options.out,
+        federation=options.name,
+        cards=options.cards,
+        expel=options.expel,
+        allow_two=options.allow_two,
     )
     print("\n".join(listed.lines()))
     return 0
@@ -128,7 +135,7 @@ def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
             "python -m server roster --out federation --name NAME CARD …, "
             "then add --roster federation/roster.json"
         )
-    roster = read_roster(options.roster)
+    roster = read_roster(options.roster, allow_two=options.allow_two)
     try:
         with _stoppable():
             return _coordinate(options, plan, roster, tls, initial)
@@ -189,6 +196,11 @@ def _protected(options: argparse.Namespace, plan: Plan | None, roster: Roster) -
     from server.federation import with_rounds
 
     plan = with_rounds(plan or Plan(), options.rounds)
+    if len(roster.members) < FEWEST:
+        if options.no_privacy:
+            raise ConfigError(f"{OF_TWO}; leave out --no-privacy, or list three platforms")
+        print(f"warning: {OF_TWO}", flush=True)
+        plan = replace(plan, federation=replace(plan.federation, min_platforms=2))
     if options.no_privacy:
         if plan.privacy.on:
             raise ConfigError("the plan has noise and --no-privacy is given; leave out one of them")

@@ -24,7 +24,7 @@ from crossrec_model.secagg.identity import (
     Member,
     PublicIdentity,
 )
-from crossrec_model.secagg.roster import Roster, SignedRoster, sign
+from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster, SignedRoster, sign
 
 KEY: Final = "roster.key"
 ROSTER: Final = "roster.json"
@@ -48,6 +48,7 @@ class Listed:
         width = max(map(len, roster.platforms))
         state = "unchanged" if self.changes is None else self.changes
         return [
+            *([f"warning: {OF_TWO}"] if count < FEWEST else []),
             f"roster of {roster.federation}, version {roster.version}: {state}",
             f"signed by {roster.signer.fingerprint}",
             *(f"  {m.platform:{width}}  {m.public.fingerprint}" for m in roster.members),
@@ -64,6 +65,7 @@ class _Change:
     federation: str | None
     given: Mapping[str, PublicIdentity]
     expel: frozenset[str]
+    allow_two: bool
 
     def applied(self, before: Roster | None, signer: PublicIdentity) -> Roster:
         """Return the roster after the change: `before` itself if nothing differs."""
@@ -81,6 +83,7 @@ class _Change:
             version=before.version + 1 if before else 1,
             members=tuple(Member(platform, listed[platform]) for platform in sorted(listed)),
             signer=signer,
+            allow_two=self.allow_two,
         )
 
     def _name(self, before: Roster | None) -> str:
@@ -97,7 +100,12 @@ class _Change:
 
 
 def list_platforms(
-    folder: Path, *, federation: str | None, cards: Sequence[Path], expel: Sequence[str]
+    folder: Path,
+    *,
+    federation: str | None,
+    cards: Sequence[Path],
+    expel: Sequence[str],
+    allow_two: bool = False,
 ) -> Listed:
     """Put platforms on the folder's roster or take them off it; sign a new version if it changed.
 
@@ -106,6 +114,7 @@ def list_platforms(
         federation: its name, needed for the first roster; later it can't change.
         cards: files from platforms; one of a known platform replaces its key.
         expel: ids to take off.
+        allow_two: sign a roster of two platforms, too.
 
     Raises:
         IdentityError: if the signing key is missing beside a roster, damaged, or not this user's
@@ -113,7 +122,12 @@ def list_platforms(
         RosterError: for a card that can't be used, an id to expel that is not listed, a roster
             outside its bounds, or a folder that can't be written. The roster then stands as it was.
     """
-    change = _Change(federation=federation, given=_members(cards), expel=frozenset(expel))
+    change = _Change(
+        federation=federation,
+        given=_members(cards),
+        expel=frozenset(expel),
+        allow_two=allow_two,
+    )
     new = IdentityKey.generate(SystemRandomness())
     # Once before anything is made, and once more when no other command can come between.
     _roster_after(folder, change, new)
@@ -135,10 +149,10 @@ def list_platforms(
     return Listed(signed=signed, path=path, changes=changes)
 
 
-def read_roster(path: Path) -> Roster:
-    """Read a signed roster file of at least three platforms; raises RosterError otherwise."""
+def read_roster(path: Path, *, allow_two: bool = False) -> Roster:
+    """Read a signed roster file of at least three platforms, or two; raises RosterError otherwise."""
     try:
-        return SignedRoster.from_json(read_small(path)).roster
+        return SignedRoster.from_json(read_small(path), allow_two=allow_two).roster
     except FileNotFoundError:
         raise RosterError(
             f"roster {path} does not exist; make it with: python -m server roster --out …"
@@ -186,7 +200,7 @@ def _members(cards: Sequence[Path]) -> dict[str, PublicIdentity]:
 
 def _load_roster(path: Path) -> Roster | None:
     try:
-        return SignedRoster.from_json(read_small(path)).roster
+        return SignedRoster.from_json(read_small(path), allow_two=True).roster
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

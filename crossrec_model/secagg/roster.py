@@ -28,6 +28,11 @@ FEWEST: Final = 3
 MOST: Final = 100
 #: The share of the platforms that may collude with the coordinator, where a plan says nothing else.
 COLLUDING_SHARE: Final = 1 / 3
+#: Said wherever two platforms alone are allowed.
+OF_TWO: Final = (
+    "two platforms alone: each can subtract its own update from the sum and so sees the other's; only "
+    "the noise of differential privacy protects the users"
+)
 #: What a roster's signature is for.
 ROSTER: Final = "roster"
 _NAME: Final = r"[A-Za-z0-9](?:[A-Za-z0-9 ._-]{0,62}[A-Za-z0-9._-])?"
@@ -281,7 +286,7 @@ def _check_count(count: int, allow_two: bool) -> None:
     if count == FEWEST - 1 and not allow_two:
         raise RosterError(
             "a roster of 2 platforms is refused: a sum over two shows each the other's update; "
-            f"list at least {FEWEST}"
+            f"list at least {FEWEST}, or add --allow-two, which leaves that to differential privacy"
         )
     if not least <= count <= MOST:
         raise RosterError(

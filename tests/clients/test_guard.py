@@ -18,6 +18,8 @@ from crossrec_model.parameters import Layout, initial_vector
 from crossrec_model.privacy.ledger import Budget, Ledger
 from crossrec_model.privacy.planning import private_plan, run_events
 from crossrec_model.privacy.pricing import epsilon
+from crossrec_model.randomness import SystemRandomness
+from crossrec_model.secagg.identity import IdentityKey, Member
 from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Reader, Vector
@@ -58,6 +60,20 @@ def test_a_plan_without_privacy_must_be_allowed(plan, ledger, roster) -> None:
     allowing.accept(plan, None)
     allowing.charge(plan, RUN, 1)
     assert ledger.records == ()
+
+
+def test_of_two_platforms_none_goes_without_privacy(plan, private, ledger) -> None:
+    key = IdentityKey.generate(SystemRandomness())
+    members = tuple(
+        Member(name, IdentityKey.generate(SystemRandomness()).public) for name in ("A", "B")
+    )
+    two = Roster(federation="x", version=1, members=members, signer=key.public, allow_two=True)
+    guard = LedgerGuard(ledger, BUDGET, two, allow_none=True)
+    with pytest.raises(ConfigError, match="only the noise of differential privacy protects"):
+        guard.accept(plan, None)
+    guard.accept(private, None)
+    # The other platform knows its own share: the whole noise must be in each.
+    assert guard.honest(private) == 1
 
 
 def test_a_private_plan_needs_a_public_end_of_the_data(private, ledger, roster) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from clients.dataset import load_dataset
+from clients.guard import OpenGuard
 from clients.keys import read_roster
 from clients.participation import Participation, Settings, sealer_on_disk
 from clients.personal import Weighing
@@ -46,7 +47,7 @@ def _participation(home: Path, name: str, prepared, roster: Path | None = None) 
     settings = Settings(platform=name, data="unused", folder=folder, roster=roster)
     progress = PlainProgress(sys.stdout)
     sealer_for = sealer_on_disk(settings, progress.note) if roster else PlainSealer
-    return Participation(settings, prepared[name], progress, sealer_for)
+    return Participation(settings, prepared[name], progress, sealer_for, OpenGuard())
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clients.dataset import Dataset
+from clients.guard import OpenGuard
 from clients.round import Finished, Member, PlatformRound, Received, Stranger
 from clients.sealing import SealerFor
 from clients.training import losses, optimizer_for, steps
@@ -34,7 +35,7 @@ RUN, OTHER_RUN = bytes(16), bytes(15) + b"\x01"
 def _platform(
     dataset: Dataset, name: str = "A", sealer_for: SealerFor = PlainSealer, **options
 ) -> PlatformRound:
-    return PlatformRound(name, lambda model: dataset, sealer_for, **options)
+    return PlatformRound(name, lambda model: dataset, sealer_for, guard=OpenGuard(), **options)
 
 
 def _ask(platform: PlatformRound, message: wire.Message) -> wire.Message:
@@ -279,7 +280,7 @@ def test_a_coordinator_that_restarts_may_welcome_again(datasets, plan) -> None:
         return datasets["A"]
 
     kept: list[Received] = []
-    platform = PlatformRound("A", dataset_for, PlainSealer, keep=kept.append)
+    platform = PlatformRound("A", dataset_for, PlainSealer, guard=OpenGuard(), keep=kept.append)
     welcome = wire.Welcome(plan=plan.to_json())
     vector = initial_vector(plan)
     _ask(platform, welcome)
@@ -438,7 +439,7 @@ def test_no_work_is_done_for_a_ticket_that_is_refused(datasets, plan) -> None:
 def test_a_name_that_no_message_can_carry_is_refused(datasets) -> None:
     for name in ("", "shop one", "a" * 65, ".A"):
         with pytest.raises(ConfigError, match=r"platform id .* must match .*; rename it"):
-            PlatformRound(name, lambda model: datasets["A"], PlainSealer)
+            PlatformRound(name, lambda model: datasets["A"], PlainSealer, guard=OpenGuard())
 
 
 def test_a_plan_that_cannot_be_followed_is_told_to_the_operator(datasets, plan) -> None:

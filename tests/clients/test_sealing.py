@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clients.guard import OpenGuard
 from clients.platform import main
 from clients.round import PlatformRound
 from clients.sealing import SealerFor, secure_sealer
@@ -29,7 +30,9 @@ def test_a_plan_that_withstands_fewer_colluding_platforms_is_refused() -> None:
     sealer_for = _sealer_for("ABCDE")
     with pytest.raises(ConfigError, match=r"colluding_share = 0 is below 0.333, .* --colluding-sh"):
         sealer_for(weak)
-    platform = PlatformRound("A", lambda model: pytest.fail("nothing is read"), sealer_for)
+    platform = PlatformRound(
+        "A", lambda model: pytest.fail("nothing is read"), sealer_for, guard=OpenGuard()
+    )
     with pytest.raises(ConfigError, match="colluding_share"):
         platform(wire.encode(wire.Welcome(plan=weak.to_json())))
     sealer_for(_plan())

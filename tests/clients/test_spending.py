@@ -113,6 +113,18 @@ def test_distributed_noise_holds_against_sums_only(
     assert document["life"] == {"epsilon": "infinite", "epsilon_sums_only": sums}
 
 
+def test_somebody_on_several_platforms(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = _local(state)
+    assert "Somebody" not in _run(capsys, state)
+    out = _run(capsys, state, "--platforms", "3")
+    met = epsilon(events * 3, 1e-5)
+    assert "Somebody who is a user of 3 platforms" in out
+    assert f"a factor of e^{met:.2f} = " in out
+    document = json.loads(_run(capsys, state, "--platforms", "3", "--json"))
+    assert document["person"] == {"platforms": 3, "epsilon": met, "epsilon_sums_only": met}
+    assert "outside [1, 100]" in _run(capsys, state, "--platforms", "0", code=2)
+
+
 def test_json_holds_the_same(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = _local(state)
     document: dict[str, Any] = json.loads(_run(capsys, state, "--json"))

@@ -314,6 +314,16 @@ def test_a_third_is_the_default() -> None:
     assert (_roster(100).colluding(), _roster(100).threshold()) == (33, 67)
 
 
+@pytest.mark.parametrize(
+    ("count", "share", "known_to_nobody_else"),
+    [(2, 1 / 3, 1), (3, 1 / 3, 2), (3, 0.0, 2), (4, 1 / 3, 2), (7, 1 / 3, 3), (100, 1 / 3, 34)],
+)
+def test_a_reader_of_the_model_knows_her_own_share_of_the_noise(
+    count: int, share: float, known_to_nobody_else: int
+) -> None:
+    assert _roster(count, allow_two=count == 2).honest(share) == known_to_nobody_else
+
+
 def test_two_need_both() -> None:
     two = _roster(2, allow_two=True)
     for share in (0.0, 1 / 3, 0.9, 1.0):

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from crossrec_model.randomness import SystemRandomness
+from crossrec_model.secagg.identity import Card, IdentityKey
 from server.__main__ import main
+from server.rosters import list_platforms
 from server.tls import make_certificates
 from simulations.processes import make_roster
 
@@ -122,6 +125,22 @@ def test_a_state_folder_that_is_a_file(
     line = _error(capsys, "--state", tmp_path / "state", *common)
     assert "state folder" in line
     assert "give another --state" in line
+
+
+def test_two_platforms_are_refused_without_privacy_or_without_asking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cards = [tmp_path / f"{name}.platform" for name in "AB"]
+    for path in cards:
+        key = IdentityKey.generate(SystemRandomness())
+        path.write_bytes(Card.of(path.stem, key).to_json())
+    list_platforms(tmp_path / "two", federation="two", cards=cards, expel=(), allow_two=True)
+    roster = tmp_path / "two" / "roster.json"
+    common = ("--state", tmp_path / "state", "--insecure", "--roster", roster)
+    assert "add --allow-two" in _error(capsys, *common)
+    line = _error(capsys, *common, "--allow-two", "--no-privacy")
+    assert "only the noise of differential privacy protects the users" in line
+    assert not (tmp_path / "state" / "checkpoints").exists()
 
 
 def test_a_plan_with_noise_and_no_privacy_contradict(

@@ -15,7 +15,7 @@ from crossrec_model.secagg.errors import IdentityError, RosterError, SecureSumEr
 from crossrec_model.secagg.identity import Card, IdentityKey
 from crossrec_model.secagg.roster import SignedRoster
 from server.__main__ import main
-from server.rosters import Listed, list_platforms
+from server.rosters import Listed, list_platforms, read_roster
 
 NAMES = "ABCDE"
 
@@ -276,6 +276,21 @@ def test_the_command(
     assert "version 3: removed A, B" in capsys.readouterr().out
     assert main(out) == 0
     assert "version 3: unchanged" in capsys.readouterr().out
+
+
+def test_two_only_when_asked_for(
+    folder: Path, cards: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["roster", "--out", str(folder), "--name", "north"]
+    assert main([*command, str(cards["A"]), str(cards["B"]), "--allow-two"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("warning: two platforms alone: each can subtract its own update")
+    assert "every sum needs 2 of the 2 platforms" in shown
+    with pytest.raises(RosterError, match="--allow-two"):
+        read_roster(folder / "roster.json")
+    assert read_roster(folder / "roster.json", allow_two=True).platforms == ("A", "B")
+    assert main([*command, str(cards["C"])]) == 0  # the third may come later
+    assert read_roster(folder / "roster.json").version == 2
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ import pytest
 from clients.sealing import Sealer, SealerFor
 from crossrec_model.config import AggregationConfig, FederationConfig, Plan
 from crossrec_model.errors import ConfigError, FederationError
+from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg import messages as frames
 from crossrec_model.secagg.errors import OldRoundError, OtherListError, SecureSumError
+from crossrec_model.secagg.identity import IdentityKey, Member
 from crossrec_model.secagg.messages import Kind
+from crossrec_model.secagg.roster import Roster, sign
 from crossrec_model.secagg.sums import subject_of
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.contribution import Contribution
@@ -27,7 +30,7 @@ from server.flower import GridCourier
 from server.progress import PlainProgress
 from simulations.grid import InProcessGrid
 from simulations.plain import PlainSum
-from simulations.sums import OpenedInMemory, Sums, plain_sums, secure_sums
+from simulations.sums import OpenedInMemory, Sums, plain_sums, secure_sums, sums_under
 
 D = 700
 ROUNDS = 4
@@ -331,6 +334,20 @@ def test_two_platforms_are_too_few_for_a_secure_sum_only() -> None:
     run = _run(plain_sums("AB"))
     assert run.contributors == [("A", "B")] * ROUNDS
     _check_means(run, step=0.0)
+
+
+def test_two_platforms_that_were_allowed_sum_securely() -> None:
+    source = SystemRandomness()
+    identities = {name: IdentityKey.generate(source) for name in "AB"}
+    signer = IdentityKey.generate(source)
+    members = tuple(Member(name, key.public) for name, key in identities.items())
+    roster = Roster(
+        federation="two", version=1, members=members, signer=signer.public, allow_two=True
+    )
+    plan = replace(PLAN, federation=replace(PLAN.federation, min_platforms=2))
+    run = _run(sums_under(identities, sign(roster, signer)), plan=plan)
+    assert run.contributors == [("A", "B")] * ROUNDS
+    _check_means(run)
 
 
 def test_a_plan_that_no_grid_of_32_bits_holds_is_refused() -> None:
