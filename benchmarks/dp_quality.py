@@ -1,6 +1,7 @@
 """What differential privacy costs: nDCG@10 at epsilon = infinity, 8, 4, 2, 1, local and distributed noise.
 
-Each row is what a platform serves: its private model mixed with the shared one. Beside them stand
+Each row is what a platform serves: its private model mixed with the shared one where that helps its
+validation users, else its private model alone. Beside them stand
 `local` (no federation) and `pooled` (all rows in one place, no noise). The Complete Journey, and, where
 they are present, seven markets of XMRec. Their leave-one-out split is laid on the time axis: training
 rows fill 300 days in order of their date, the validation row of a user comes 53 to 31 days before the
@@ -21,16 +22,18 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import matplotlib as mpl
 import polars as pl
-from matplotlib.figure import Figure as Drawing
 
 from crossrec_model.config import FederationConfig, ModelConfig, Noise, Plan
-from crossrec_model.evaluation.comparison import AVERAGE, Estimate, estimates
+from crossrec_model.evaluation.charts import epsilon_chart, standalone
+from crossrec_model.evaluation.comparison import AVERAGE
 from crossrec_model.evaluation.figures import Figure, merge_figures, read_figures, write_figures
-from crossrec_model.evaluation.results import FIRST_TIME, Result
+from crossrec_model.evaluation.findings import FEDERATED, LOCAL, POOLED
+from crossrec_model.evaluation.markdown import privacy_markdown
+from crossrec_model.evaluation.privacy_cost import PrivateRow, privacy_cost
+from crossrec_model.evaluation.results import Result
 from crossrec_model.randomness import ExperimentRandomness
-from simulations.__main__ import settings_of
+from simulations.__main__ import DELTA, settings_of
 from simulations.experiment import Experiment, prepared_platforms
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -38,9 +41,6 @@ MARKETS = Path(__file__).resolve().parents[2] / "shared" / "data" / "xmrec"
 COMMAND = "python benchmarks/dp_quality.py"
 EPSILONS = (8.0, 4.0, 2.0, 1.0)
 NOISES: tuple[Noise, ...] = ("local", "distributed")
-METRIC = "ndcg@10"
-#: (noise, epsilon) → the row's name.
-Rows = dict[tuple[Noise, float], str]
 PLAN = Plan(
     model=ModelConfig(buckets=2**15, dimension=32, tower=(64, 64, 32, 1), sketch_width=2**16),
     federation=FederationConfig(rounds=8),
@@ -77,11 +77,11 @@ def main() -> None:
                     print(f"{options.markets} is absent: xmrec is left out")
                     continue
                 data = str(write_markets(options.markets, Path(folder) / "markets"))
-            asked = {
-                (noise, epsilon): f"{noise} noise, ε = {epsilon:g}"
+            asked = [
+                PrivateRow(noise=noise, epsilon=epsilon, delta=DELTA)
                 for noise in options.noise
                 for epsilon in options.epsilon
-            }
+            ]
             results = measured(data, Path(folder), options.seeds, asked)
         report(name, results, options.seeds, asked)
 
@@ -115,7 +115,7 @@ def write_markets(source: Path, target: Path) -> Path:
     return target
 
 
-def measured(data: str, work: Path, seeds: int, asked: Rows) -> list[Result]:
+def measured(data: str, work: Path, seeds: int, asked: Sequence[PrivateRow]) -> list[Result]:
     """Local, federated, every private federation and pooled, for every seed."""
     arguments = ["--data", data, "--seeds", str(seeds), "--at-once", "2", "--evaluate-every", "0"]
     arguments += ["--work", str(work / "work")]
@@ -124,102 +124,34 @@ def measured(data: str, work: Path, seeds: int, asked: Rows) -> list[Result]:
     return [result for seed in range(seeds) for result in experiment.seed(seed)[0]]
 
 
-def report(name: str, results: Sequence[Result], seeds: int, asked: Rows) -> None:
+def report(name: str, results: Sequence[Result], seeds: int, rows: Sequence[PrivateRow]) -> None:
     """Write the table, the plot and the figures of one data set."""
     generator = ExperimentRandomness(0, "dp quality").numpy()
-    names = ["local", "federated", *asked.values(), "pooled"]
-    means = {
-        row: estimates(results, row=row, view=FIRST_TIME, generator=generator)[METRIC]
-        for row in names
-    }
-    gains = {
-        row: estimates(results, row=row, view=FIRST_TIME, generator=generator, against="local")[
-            METRIC
-        ]
-        for row in names
-        if row != "local"
-    }
-    table = markdown(name, means, gains, seeds)
+    cost = privacy_cost(results, rows, generator=generator)
+    table = f"# {name}, {seeds} seeds\n{privacy_markdown(cost)}"
     (RESULTS / f"dp_quality_{name}.md").write_text(table, encoding="utf-8")
     print(table)
-    plot(name, means, asked)
-    worst = min(
-        (gain for row in asked.values() for gain in gains[row].values()), key=lambda g: g.high
-    )
-    lowest = min(gain.value for row in asked.values() for gain in gains[row].values())
+    flat = [(row, cost.levels[row][AVERAGE].value) for row in (LOCAL, FEDERATED, POOLED)]
+    drawn = epsilon_chart(name, list(cost.series()), flat, f"{name}: nDCG@10, {cost.view}")
+    (RESULTS / f"dp_quality_{name}.svg").write_text(standalone(drawn), encoding="utf-8")
+    lowest, worst = cost.worst()
     suffix = "" if name == "cj" else f"_{name}"
     figures = [
         # "At least local within its interval": the upper end of the worst interval.
         figure(f"dp.worst_gain_over_local{suffix}", worst.high, ">=0", seeds),
         figure(f"dp.worst_gain_over_local_mean{suffix}", lowest, ">=0", seeds),
     ]
-    for (noise, epsilon), row in asked.items():
-        ratio = means[row][AVERAGE].value / means["local"][AVERAGE].value
-        figures.append(figure(f"dp.over_local_{noise}_eps{epsilon:g}{suffix}", ratio, ">=1", seeds))
+    local = cost.levels[LOCAL][AVERAGE].value
+    for row in rows:
+        ratio = cost.levels[row.name][AVERAGE].value / local
+        named = f"dp.over_local_{row.noise}_eps{row.epsilon:g}{suffix}"
+        figures.append(figure(named, ratio, ">=1", seeds))
     path = RESULTS / "dp_quality.json"
     write_figures(path, merge_figures(read_figures(path) if path.exists() else [], figures))
 
 
 def figure(name: str, value: float, goal: str, seeds: int) -> Figure:
     return Figure(figure=name, value=round(value, 6), goal=goal, command=COMMAND, seeds=seeds)
-
-
-def markdown(
-    name: str,
-    means: dict[str, dict[str, Estimate]],
-    gains: dict[str, dict[str, Estimate]],
-    seeds: int,
-) -> str:
-    """nDCG@10 of first-time purchases, and the gain over local with its 95% interval."""
-    columns = list(means["local"])
-    lines = [
-        f"# What privacy costs: {name}",
-        "",
-        f"nDCG@10 of first-time purchases, {seeds} seeds, δ = 1e-5, a user's whole history is the unit.",
-        "Below: the gain over `local` with its 95% interval (bootstrap over users).",
-        "",
-        "| | " + " | ".join(columns) + " |",
-        "|---|" + "---:|" * len(columns),
-    ]
-    for row, values in means.items():
-        lines.append(f"| {row} | " + " | ".join(f"{values[c].value:.4f}" for c in columns) + " |")
-    lines += ["", "| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for row, values in gains.items():
-        cells = [
-            f"{values[c].value:+.4f} [{values[c].low:+.4f}, {values[c].high:+.4f}]" for c in columns
-        ]
-        lines.append(f"| {row} − local | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def plot(name: str, means: dict[str, dict[str, Estimate]], asked: Rows) -> None:
-    """Average nDCG@10 against epsilon, with `local`, `federated` and `pooled` as lines."""
-    with mpl.rc_context({"svg.hashsalt": name, "font.size": 10}):
-        drawing = Drawing(figsize=(6.4, 3.6), layout="constrained")
-        axes = drawing.add_subplot()
-        for noise, marker, shift in (("local", "o", 0.97), ("distributed", "s", 1.03)):
-            epsilons = [epsilon for kind, epsilon in asked if kind == noise]
-            found = [means[asked[noise, e]][AVERAGE] for e in epsilons]
-            axes.errorbar(
-                [e * shift for e in epsilons],
-                [f.value for f in found],
-                yerr=[
-                    [f.value - f.low for f in found],
-                    [f.high - f.value for f in found],
-                ],
-                marker=marker,
-                capsize=2,
-                label=f"{noise} noise",
-            )
-        for row, style in (("local", ":"), ("federated", "-"), ("pooled", "--")):
-            label = "federated, ε = ∞" if row == "federated" else row
-            axes.axhline(means[row][AVERAGE].value, color="0.35", linestyle=style, label=label)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(EPSILONS, [f"{e:g}" for e in EPSILONS])
-        axes.set_xlabel("ε of each user's whole history (δ = 1e-5)")
-        axes.set_ylabel("nDCG@10, first-time purchases")
-        axes.legend(fontsize=8, frameon=False)
-        drawing.savefig(RESULTS / f"dp_quality_{name}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

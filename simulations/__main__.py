@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from simulations.experiment import Settings
 
 DEFAULT_DATA = "complete-journey"
+#: Of all private rows.
+DELTA = 1e-5
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings:
+    from crossrec_model.evaluation.privacy_cost import PrivateRow
     from simulations.experiment import Settings
 
     if options.processes and options.engine == "ray":
@@ -148,7 +151,11 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings
         device=options.device,
         secure=not options.no_secure_aggregation,
         figures=options.figures,
-        private=tuple((noise, epsilon) for noise in options.noise for epsilon in options.epsilon),
+        private=tuple(
+            PrivateRow(noise=noise, epsilon=epsilon, delta=DELTA)
+            for noise in options.noise
+            for epsilon in options.epsilon
+        ),
         command=shlex.join(["python", "-m", "simulations", *arguments]),
     )
 

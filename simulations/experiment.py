@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -20,9 +20,10 @@ from clients.dataset import Dataset, load_dataset
 from clients.participation import device_named
 from clients.private import PrivateModel, train_private
 from clients.scoring import SharedModel
-from crossrec_model.config import Noise, Plan
+from crossrec_model.config import Plan
 from crossrec_model.data.prepared import prepare
 from crossrec_model.errors import ConfigError, DataError
+from crossrec_model.evaluation.privacy_cost import PrivateRow
 from crossrec_model.evaluation.report import write_report
 from crossrec_model.evaluation.results import Result
 from crossrec_model.evaluation.terminal import print_report
@@ -46,8 +47,6 @@ from simulations.sums import WARNING, check_enough
 
 T = TypeVar("T")
 EMBEDDED = "complete-journey"
-#: Of all private rows.
-DELTA: Final = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +68,8 @@ class Settings:
     secure: bool
     figures: Path | None
     command: str
-    #: Private federated rows beside the others: (noise, epsilon) each.
-    private: tuple[tuple[Noise, float], ...] = ()
+    #: Private federated rows beside the others.
+    private: tuple[PrivateRow, ...] = ()
 
 
 def run(settings: Settings) -> None:
@@ -115,7 +114,7 @@ def run(settings: Settings) -> None:
         seeds=settings.seeds,
         command=settings.command,
     )
-    report = compare(results, run_facts, histories)
+    report = compare(results, run_facts, histories, settings.private)
     paths = write_report(report, settings.out)
     print_report(report.findings, report.summary, console)
     if settings.figures:
@@ -263,12 +262,13 @@ class Experiment:
         rivals = []
         share = plan.aggregation.colluding_share
         unknown = honest(len(self.platforms), share) if self._settings.secure else 1
-        for noise, epsilon in self._settings.private:
-            private = private_plan(plan, noise=noise, epsilon=epsilon, delta=DELTA, honest=unknown)
-            row = f"{noise} noise, ε = {epsilon:g}"
-            with self._stage(f"seed {plan.seed}: federated, {row}"):
+        for row in self._settings.private:
+            private = private_plan(
+                plan, noise=row.noise, epsilon=row.epsilon, delta=row.delta, honest=unknown
+            )
+            with self._stage(f"seed {plan.seed}: federated, {row.name}"):
                 trained = self._engine(private, self.platforms, self.datasets)
-            rivals.append(self._federated(row, private, trained))
+            rivals.append(self._federated(row.name, private, trained))
         return rivals
 
     def _federated(self, row: str, plan: Plan, trained: Trained) -> Rival:

@@ -16,6 +16,7 @@ from crossrec_model.evaluation.charts import Curve
 from crossrec_model.evaluation.comparison import AVERAGE
 from crossrec_model.evaluation.figures import Figure, write_figures
 from crossrec_model.evaluation.findings import Findings
+from crossrec_model.evaluation.privacy_cost import PrivateRow
 from crossrec_model.evaluation.report import (
     PlatformFacts,
     Report,
@@ -105,11 +106,16 @@ def curves(histories: Mapping[int, Sequence[RoundRecord]]) -> list[Curve]:
 
 
 def compare(
-    results: Sequence[Result], run: RunFacts, histories: Mapping[int, Sequence[RoundRecord]]
+    results: Sequence[Result],
+    run: RunFacts,
+    histories: Mapping[int, Sequence[RoundRecord]],
+    private: Sequence[PrivateRow] = (),
 ) -> Report:
     """Work out means, differences and intervals; the bootstrap's stream is fixed."""
     generator = ExperimentRandomness(0, "bootstrap").numpy()
-    return build_report(results, run, generator=generator, curves=curves(histories))
+    return build_report(
+        results, run, generator=generator, curves=curves(histories), private=private
+    )
 
 
 def quality_figures(findings: Findings, command: str) -> list[Figure]:

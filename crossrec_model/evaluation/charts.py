@@ -27,6 +27,19 @@ _VARIABLES: Final = {
     _PAPER: "--paper",
     **{colour: f"--series-{place}" for place, colour in enumerate(_SERIES, start=1)},
 }
+#: As on the page in daylight, see report.html.
+_LIGHT: Final = {
+    "--ink": "#1d2426",
+    "--muted": "#5d686b",
+    "--line": "#dfdfd8",
+    "--paper": "#fbfaf7",
+    "--series-1": "#0b6e69",
+    "--series-2": "#b3591f",
+    "--series-3": "#5a55a3",
+    "--series-4": "#7a6a1d",
+    "--series-5": "#9b3b68",
+    "--series-6": "#4b6577",
+}
 _DASHES: Final = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)))
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 10,
@@ -152,6 +165,72 @@ def curve_chart(name: str, metric: str, curves: Sequence[Curve]) -> str:
         for text in legend.get_texts():
             text.set_parse_math(False)
         return _svg(figure, name, f"{metric} by round: " + ", ".join(c.name for c in curves))
+
+
+def epsilon_chart(
+    name: str,
+    series: Sequence[tuple[str, Sequence[tuple[float, Estimate]]]],
+    levels: Sequence[tuple[str, float]],
+    label: str,
+) -> str:
+    """Quality against epsilon, one line a kind of noise, beside flat lines without noise.
+
+    Args:
+        name: unique on the page; goes into the SVG's ids.
+        series: for each kind of noise its points (epsilon, figure).
+        levels: names and values of the flat lines.
+        label: what the vertical axis measures.
+    """
+    with mpl.rc_context(_style(name)):
+        figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(axis="y")
+        epsilons = sorted({epsilon for _, points in series for epsilon, _ in points})
+        axes.set_xscale("log", base=2)
+        lines: list[Any] = []
+        for place, (_, points) in enumerate(series):
+            # A little apart, so that intervals at one epsilon don't hide each other.
+            x = [epsilon * 1.04 ** (place - (len(series) - 1) / 2) for epsilon, _ in points]
+            found = [estimate for _, estimate in points]
+            lines += [
+                axes.errorbar(
+                    x,
+                    [f.value for f in found],
+                    yerr=[[f.value - f.low for f in found], [f.high - f.value for f in found]],
+                    color=_SERIES[place % len(_SERIES)],
+                    marker="os^D"[place % 4],
+                    markersize=5,
+                    linewidth=1.6,
+                    capsize=2.5,
+                )
+            ]
+        for place, (_, value) in enumerate(levels):
+            dashes = _DASHES[place % len(_DASHES)]
+            lines += [axes.axhline(value, color=_MUTED, linewidth=1.1, linestyle=dashes)]
+        axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+        axes.minorticks_off()
+        axes.tick_params(axis="y", labelcolor=_MUTED)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("ε of each user’s whole history")
+        axes.set_title(label, loc="left", fontsize=10, color=_MUTED, parse_math=False)
+        names = [f"{noise} noise" for noise, _ in series] + [text for text, _ in levels]
+        figure.legend(
+            lines, names, loc="outside upper left", ncols=3, frameon=False, handlelength=2.4
+        )
+        described = "; ".join(
+            f"{noise} noise, ε = {epsilon:g}: {number(estimate.value)}"
+            for noise, points in series
+            for epsilon, estimate in points
+        )
+        flat = "; ".join(f"{text}: {number(value)}" for text, value in levels)
+        return _svg(figure, name, f"{label} by epsilon: {described}; {flat}")
+
+
+def standalone(svg: str) -> str:
+    """A plot for a file of its own: the page's light colours in place of its variables."""
+    for variable, colour in _LIGHT.items():
+        svg = svg.replace(f"var({variable})", colour)
+    return svg.replace("<svg", '<svg font-family="sans-serif"', 1) + "\n"
 
 
 def _style(name: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from crossrec_model.evaluation.comparison import AVERAGE
 from crossrec_model.evaluation.findings import LOCAL, POOLED, Findings
+from crossrec_model.evaluation.privacy_cost import PrivacyCost
 from crossrec_model.evaluation.results import Group
 from crossrec_model.evaluation.summary import Summary
 from crossrec_model.evaluation.wording import (
@@ -33,6 +34,34 @@ def markdown(title: str, data: str, findings: Findings, summary: Summary) -> str
         f"Brackets: {findings.level:.0%} percentile intervals, {findings.resamples} resamples of "
         "users inside each platform. Bold: best in its column, pooled (the ceiling) apart. "
         f"Seeds: {', '.join(map(str, findings.seeds))}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def privacy_markdown(cost: PrivacyCost) -> str:
+    """The section on what privacy costs: levels, then gains over local."""
+    columns = [escaped(column) for column in cost.columns]
+    levels = [
+        [escaped(row), *(number(line[column].value) for column in cost.columns)]
+        for row, line in cost.levels.items()
+    ]
+    gains = [
+        [
+            f"{escaped(row)} − local",
+            *(f"{signed(g.value)} [{interval(g, sign=True)}]" for g in line.values()),
+        ]
+        for row, line in cost.gains.items()
+    ]
+    lines = [
+        "",
+        "## What privacy costs",
+        "",
+        f"{metric_name(cost.metric)}, {cost.view}, as served; (ε, δ = {cost.delta:g}) of each user's "
+        "whole history.",
+        "",
+        *_table(["", *columns], levels),
+        "",
+        *_table(["Gain over local", *columns], gains),
     ]
     return "\n".join(lines) + "\n"
 

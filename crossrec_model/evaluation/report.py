@@ -17,11 +17,12 @@ from markupsafe import Markup
 
 from crossrec_model.errors import DataError
 from crossrec_model.evaluation import wording
-from crossrec_model.evaluation.charts import Curve, curve_chart, interval_chart
+from crossrec_model.evaluation.charts import Curve, curve_chart, epsilon_chart, interval_chart
 from crossrec_model.evaluation.comparison import AVERAGE, BootstrapConfig, Estimates
 from crossrec_model.evaluation.files import write_whole
-from crossrec_model.evaluation.findings import LOCAL, POOLED, Findings, find
-from crossrec_model.evaluation.markdown import markdown
+from crossrec_model.evaluation.findings import FEDERATED, LOCAL, POOLED, Findings, find
+from crossrec_model.evaluation.markdown import markdown, privacy_markdown
+from crossrec_model.evaluation.privacy_cost import PrivacyCost, PrivateRow, privacy_cost
 from crossrec_model.evaluation.results import COLD_LIMIT, Group, Result
 from crossrec_model.evaluation.summary import Summary, summarise, tiles
 
@@ -61,6 +62,7 @@ class Report:
     findings: Findings
     summary: Summary
     curves: tuple[Curve, ...]
+    privacy: PrivacyCost | None = None
 
 
 def installed_versions(
@@ -84,8 +86,9 @@ def build_report(
     curves: Sequence[Curve] = (),
     metric: str = "ndcg@10",
     config: BootstrapConfig | None = None,
+    private: Sequence[PrivateRow] = (),
 ) -> Report:
-    """Compare the results and put them into words.
+    """Compare the results and put them into words; `private` names the rows with noise.
 
     Raises:
         DataError: see `find`; or a curve with unequal numbers of rounds and values.
@@ -97,7 +100,18 @@ def build_report(
                 "values; give one value a round, at least one"
             )
     findings = find(results, generator=generator, metric=metric, config=config)
-    return Report(facts=facts, findings=findings, summary=summarise(findings), curves=tuple(curves))
+    privacy = (
+        privacy_cost(results, private, generator=generator, metric=metric, config=config)
+        if private
+        else None
+    )
+    return Report(
+        facts=facts,
+        findings=findings,
+        summary=summarise(findings),
+        curves=tuple(curves),
+        privacy=privacy,
+    )
 
 
 def write_report(report: Report, folder: Path) -> dict[str, Path]:
@@ -117,7 +131,8 @@ def write_report(report: Report, folder: Path) -> dict[str, Path]:
         ) from None
     texts = {
         "html": html_page(report),
-        "md": markdown(report.facts.title, report.facts.data, report.findings, report.summary),
+        "md": markdown(report.facts.title, report.facts.data, report.findings, report.summary)
+        + (privacy_markdown(report.privacy) if report.privacy else ""),
         "json": json.dumps(as_json(report), ensure_ascii=False, allow_nan=False) + "\n",
     }
     paths = {kind: folder / f"report.{kind}" for kind in texts}
@@ -153,9 +168,23 @@ def as_json(report: Report) -> dict[str, Any]:
             for name, cells in table.items()
             for platform, value in cells.items()
         ],
+        "privacy": _privacy(report.privacy) if report.privacy else None,
         "curves": [
             {**dataclasses.asdict(curve), "values": [_finite(value) for value in curve.values]}
             for curve in report.curves
+        ],
+    }
+
+
+def _privacy(cost: PrivacyCost) -> dict[str, Any]:
+    return {
+        "metric": cost.metric,
+        "view": cost.view,
+        "rows": [{"row": row.name, **dataclasses.asdict(row)} for row in cost.rows],
+        "minus_local": [
+            {"row": row, **entry}
+            for row, line in cost.gains.items()
+            for entry in _entries({cost.metric: line})
         ],
     }
 
@@ -193,6 +222,7 @@ def html_page(report: Report) -> str:
         findings=report.findings,
         summary=report.summary,
         tiles=tiles(report.findings),
+        privacy=report.privacy,
         charts=_charts(report),
         words=wording,
         average=AVERAGE,
@@ -229,4 +259,14 @@ def _charts(report: Report) -> dict[str, Any]:
         Markup(curve_chart(f"curve{number}", metric, lines))  # noqa: S704
         for number, (metric, lines) in enumerate(grouped.items())
     ]
-    return {"gains": gains, "levels": levels, "curves": curves}
+    privacy = Markup(_privacy_chart(report.privacy)) if report.privacy else ""  # noqa: S704
+    return {"gains": gains, "levels": levels, "curves": curves, "privacy": privacy}
+
+
+def _privacy_chart(cost: PrivacyCost) -> str:
+    return epsilon_chart(
+        "privacy",
+        list(cost.series()),
+        [(row, cost.levels[row][AVERAGE].value) for row in (LOCAL, FEDERATED, POOLED)],
+        f"{wording.metric_name(cost.metric)}, average",
+    )

@@ -16,11 +16,18 @@ from scipy import sparse
 
 from crossrec_model.errors import DataError
 from crossrec_model.evaluation.baselines import Ease, ItemKnn, Popularity
-from crossrec_model.evaluation.charts import Curve, curve_chart, interval_chart
+from crossrec_model.evaluation.charts import (
+    Curve,
+    curve_chart,
+    epsilon_chart,
+    interval_chart,
+    standalone,
+)
 from crossrec_model.evaluation.comparison import AVERAGE, BootstrapConfig, Estimate
 from crossrec_model.evaluation.findings import find
 from crossrec_model.evaluation.markdown import escaped, markdown
 from crossrec_model.evaluation.metrics import binary
+from crossrec_model.evaluation.privacy_cost import PrivateRow
 from crossrec_model.evaluation.report import (
     PlatformFacts,
     Report,
@@ -364,6 +371,74 @@ def test_charts_are_xml_and_leave_out_what_has_no_value() -> None:
     ET.fromstring(
         curve_chart("two", "loss", [dataclasses.replace(curve(), rounds=(1,), values=(1.0,))])
     )
+
+
+PRIVATE = [
+    PrivateRow(noise=noise, epsilon=epsilon, delta=1e-5)
+    for noise in ("local", "distributed")
+    for epsilon in (1.0, 8.0)
+]
+
+
+def _private_report() -> Report:
+    data = results({"A": 0.05, "B": 0.0})
+    for place, row in enumerate(PRIVATE):
+        data += [
+            dataclasses.replace(
+                result,
+                row=row.name,
+                metrics={name: values + 0.01 * place for name, values in result.metrics.items()},
+            )
+            for result in data
+            if result.row == "local"
+        ]
+    return build_report(
+        data,
+        built(results({"A": 0.0})).facts,
+        generator=np.random.default_rng(0),
+        config=QUICK,
+        private=PRIVATE,
+    )
+
+
+def test_the_cost_of_privacy_stands_in_every_form_of_the_report(tmp_path: Path) -> None:
+    report = _private_report()
+    cost = report.privacy
+    assert cost is not None
+    assert list(cost.levels) == ["local", "federated", *(row.name for row in PRIVATE), "pooled"]
+    assert cost.columns == ("A", "B", AVERAGE)
+    for place, row in enumerate(PRIVATE):
+        for gain in cost.gains[row.name].values():
+            assert gain.value == pytest.approx(0.01 * place)
+    lowest, worst = cost.worst()
+    assert (lowest, worst.high) == (pytest.approx(0.0), pytest.approx(0.0))
+    assert [(noise, [e for e, _ in points]) for noise, points in cost.series()] == [
+        ("local", [8.0, 1.0]),
+        ("distributed", [8.0, 1.0]),
+    ]
+    paths = write_report(report, tmp_path)
+    page, text = paths["html"].read_text("utf-8"), paths["md"].read_text("utf-8")
+    for row in PRIVATE:
+        assert page.count(row.name) >= 2
+        assert f"| {row.name} − local | " in text
+    assert "What privacy costs" in page
+    assert "What privacy costs" in text
+    assert 'aria-label="nDCG@10, average by epsilon: local noise, ε = 8: ' in page
+    document = json.loads(paths["json"].read_text("utf-8"))["privacy"]
+    assert [row["epsilon"] for row in document["rows"]] == [1.0, 8.0, 1.0, 8.0]
+    plain = built(results({"A": 0.0}))
+    assert plain.privacy is None
+    assert "What privacy costs" not in html_page(plain)
+
+
+def test_a_plot_for_a_file_of_its_own_needs_no_page() -> None:
+    cost = _private_report().privacy
+    assert cost is not None
+    drawn = epsilon_chart("x", list(cost.series()), [("local", 0.4)], "nDCG@10")
+    alone = standalone(drawn)
+    assert "var(--" in drawn
+    assert "var(" not in alone
+    assert ET.fromstring(alone).tag.endswith("svg")
 
 
 @pytest.mark.parametrize("bad", [{"rounds": (1,)}, {"rounds": (), "values": ()}])

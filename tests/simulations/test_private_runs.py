@@ -68,7 +68,10 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
 def _run(plan: Plan, sums: Sums, datasets, guards, lines: _Lines):
     handlers = {
         name: PlatformRound(
-            name, lambda _model, own=datasets[name]: own, sealer, guard=guards.get(name)
+            name,
+            lambda _model, own=datasets[name]: own,
+            sealer,
+            guard=guards.get(name, OpenGuard()),
         )
         for name, sealer in sums.sealers.items()
     }
