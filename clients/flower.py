@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,6 +31,7 @@ from clients.connection import (
     quiet_libraries,
     wait_for_coordinator,
 )
+from clients.passport import Passport, refusal
 from clients.records import from_record, paths_to, to_message, to_payload, to_record
 from crossrec_model.errors import ConnectionRefusedByPeerError, CrossrecError, WireError
 from crossrec_model.wire.pieces import Frame, Payload
@@ -143,8 +144,11 @@ def serve(
     insecure: bool = False,
     connect_timeout_s: float = 60.0,
     report: Report = print,
+    passport: Passport | None = None,
 ) -> None:
     """Answer the coordinator's frames with `handle` until the run is finished.
+
+    `passport` vouches for each session's key; a coordinator of ours lets nobody in without one.
 
     A coordinator that goes away is waited for again, `connect_timeout_s` seconds at a time;
     `report` gets a line each time. Blocks; KeyboardInterrupt passes through after a goodbye.
@@ -162,33 +166,34 @@ def serve(
     while not end.reached:
         wait_for_coordinator(endpoint, timeout_s=connect_timeout_s, report=report)
         try:
-            with _session(endpoint, report) as session:
+            with _session(endpoint, report, passport) as session:
                 report(f"connected to the coordinator at {endpoint.address}")
                 session.work(application, end)
         except _LostError as reason:
             if not end.reached:
                 report(f"lost the coordinator at {endpoint.address} ({reason}); reconnecting")
         except httpx.HTTPStatusError as error:
-            raise ConnectionRefusedByPeerError(
-                f"the coordinator at {endpoint.address} does not register this platform "
-                f"({error.response.status_code}); install the coordinator's version of crossrec"
-            ) from None
+            response = error.response
+            word = response.headers.get("crossrec-refused", str(response.status_code))
+            raise ConnectionRefusedByPeerError(refusal(endpoint.address, word)) from None
     if end.error is not None:
         raise end.error
 
 
 @contextlib.contextmanager
-def _session(endpoint: Endpoint, report: Report) -> Iterator[_Session]:
+def _session(endpoint: Endpoint, report: Report, passport: Passport | None) -> Iterator[_Session]:
     """Register a new node for the time of the context, and keep its heart beating."""
     private, public = generate_key_pairs()
+    node_key = public_key_to_bytes(public)
+    headers = passport.headers(node_key) if passport else {}
     authority = endpoint.ca.read_bytes() if endpoint.ca else None
     with FleetHttpClient.from_server_address(
         endpoint.address,
         endpoint.insecure,
         authority,
-        interceptors=[NodeAuthHttpInterceptor(private, public), _Unbound()],
+        interceptors=[NodeAuthHttpInterceptor(private, public), _Headers(headers), _Unbound()],
     ) as client:
-        session = _Session(client, public_key_to_bytes(public), report)
+        session = _Session(client, node_key, report)
         stop = threading.Event()
         threading.Thread(target=session.beat, args=(stop,), daemon=True).start()
         try:
@@ -199,6 +204,17 @@ def _session(endpoint: Endpoint, report: Report) -> Iterator[_Session]:
             goodbye.start()
             # A coordinator that hangs must not keep the user's Ctrl-C waiting.
             goodbye.join(GOODBYE_S)
+
+
+class _Headers:
+    """Adds the same headers to every request."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        context.request.headers.update(self._headers)
+        return call_next(context)
 
 
 class _Unbound:

@@ -19,6 +19,7 @@ from clients.guard import Guard, LedgerGuard
 from clients.keys import load_identity, load_roster, pin, read_roster
 from clients.membership import Received
 from clients.opened import Opened
+from clients.passport import Passport
 from clients.personal import Mixtures, Weighing
 from clients.private import PrivateModel, train_private
 from clients.progress import Progress
@@ -266,6 +267,16 @@ def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor
         roster,
         Opened(folder).check_and_record,
         least_share=settings.colluding_share,
+    )
+
+
+def passport_on_disk(settings: Settings) -> Passport:
+    """Return what vouches for this platform's connections; raises StateError without an identity."""
+    folder = settings.folder.path
+    return Passport(
+        platform=settings.platform,
+        identity=load_identity(folder),
+        roster=lambda: _pinned(folder),
     )
 
 

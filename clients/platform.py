@@ -128,7 +128,13 @@ def _take_part(arguments: Sequence[str]) -> int:
 
     # A wrong address or CA file is told before minutes of cleaning.
     Endpoint(address=options.server, ca=options.ca, insecure=options.insecure)
-    from clients.participation import Participation, guard_on_disk, prepare_data, sealer_on_disk
+    from clients.participation import (
+        Participation,
+        guard_on_disk,
+        passport_on_disk,
+        prepare_data,
+        sealer_on_disk,
+    )
     from clients.progress import progress_for
 
     with settings.folder.held(), progress_for() as progress, ExitStack() as held:
@@ -148,6 +154,7 @@ def _take_part(arguments: Sequence[str]) -> int:
                 insecure=options.insecure,
                 connect_timeout_s=options.connect_timeout,
                 report=progress.note,
+                passport=passport_on_disk(settings),
             )
 
         Participation(settings, prepared, progress, sealer_for, guard).run(serve)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -174,16 +175,23 @@ def _coordinate(
         run = RunOptions(
             platforms=platforms, evaluate_every=options.evaluate_every, wait_s=options.wait
         )
+        from server.doorkeeper import Doorkeeper
         from server.flower import Link
 
         keep_journal(state / "coordinator.log")
-        link = Link()
+        link = Link(Doorkeeper(lambda: roster, audit=_audit_line))
         with serving(link.application, listener, tls), link.courier() as courier:
             scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
             print(f"coordinator on {scheme}://{options.host}:{port}", flush=True)
             end = coordinate(courier, state, start, run, roster)
     print(f"finished after round {end.round}; the model is in {state / 'checkpoints'}", flush=True)
     return 0
+
+
+def _audit_line(reason: str, platform: str, address: str) -> None:
+    logging.getLogger("crossrec.audit").warning(
+        "a node was refused: %s, platform %s, from %s", reason, platform or "unknown", address
+    )
 
 
 def _protected(options: argparse.Namespace, plan: Plan | None, roster: Roster) -> Plan | None:

@@ -102,6 +102,13 @@ class Admission:
                     f"protocol version {reply.protocol_version} is not {PROTOCOL_VERSION}; "
                     "install the coordinator's version of crossrec",
                 )
+            elif (owner := self._courier.owner(node)) not in {None, reply.platform}:
+                self._refuse(
+                    node,
+                    reply.platform,
+                    f"its connection was opened with the identity of {owner or 'nobody'}; "
+                    "use this platform's own",
+                )
             elif (problem := self._admits(reply.platform)) is not None:
                 self._refuse(node, reply.platform, problem)
             else:

@@ -49,6 +49,9 @@ class Courier(Protocol):
         node is alive. Marks of different nodes can't be compared.
         """
 
+    def owner(self, node: NodeId) -> str | None:
+        """Return the platform that vouched for the node; None where the transport does not know."""
+
     def exchange(self, payloads: Mapping[NodeId, Frame], *, timeout_s: float) -> Arrivals:
         """Send each node its frame; yield each node's answer, or how it was lost, as it comes.
 

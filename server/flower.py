@@ -24,6 +24,7 @@ from crossrec_model.errors import FederationError
 from crossrec_model.wire.pieces import Frame, Payload
 from server.checkpoint import CheckpointStore, state_folder
 from server.courier import Arrivals, Loss, Lost, NodeId, arrivals
+from server.doorkeeper import Doorkeeper
 from server.federation import RunOptions, coordinate, starting_point
 from server.gate import Application, Gate
 from server.records import from_record, paths_to, to_message, to_payload, to_record
@@ -72,9 +73,12 @@ class GridCourier:
     POLL_S: Final = (0.01, 0.25)
 
     def __init__(
-        self, grid: Grid, withdraw: Callable[[Iterable[str]], None] = lambda _ids: None
+        self,
+        grid: Grid,
+        withdraw: Callable[[Iterable[str]], None] = lambda _ids: None,
+        owner: Callable[[NodeId], str | None] = lambda _node: None,
     ) -> None:
-        self._grid, self._withdraw = grid, withdraw
+        self._grid, self._withdraw, self.owner = grid, withdraw, owner
         self._serial = 0
 
     def nodes(self) -> dict[NodeId, float]:
@@ -258,11 +262,14 @@ class Link:
     register anew by themselves; what must outlive a restart is in our checkpoints.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, doorkeeper: Doorkeeper | None = None, notice: Callable[[], bytes] | None = None
+    ) -> None:
         application = create_app(_settings(), SuperLinkLifespan)
         self._state: InMemoryLinkState = application.state.linkstate_factory.state()
+        self._doorkeeper = doorkeeper
         #: What the network may reach; an ASGI application.
-        self.application: Application = Gate(application)
+        self.application: Application = Gate(application, doorkeeper, notice)
 
     @contextmanager
     def courier(self) -> Iterator[GridCourier]:
@@ -273,11 +280,18 @@ class Link:
         beats.start()
         try:
             grid = _InProcessGrid(self._state, run, task)
-            yield GridCourier(grid, grid.withdraw)
+            yield GridCourier(grid, grid.withdraw, self._owner)
         finally:
             stop.set()
             beats.join()
             self._state.finish_task(task.task_id, SubStatus.STOPPED, "")
+
+    def _owner(self, node: NodeId) -> str | None:
+        """Return the platform that vouched for a node's key; None without a doorkeeper."""
+        if self._doorkeeper is None:
+            return None
+        found = list(self._state.get_node_info(node_ids=[node]))
+        return self._doorkeeper.platform_of(found[0].public_key) if found else ""
 
     def _start_run(self) -> tuple[Any, Any]:
         """Create a run without a code bundle, and take its task for this process."""

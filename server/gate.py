@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+from server.doorkeeper import Doorkeeper, Refusal
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -16,16 +18,30 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 FLEET: Final = "/v1/fleet/"
 HEALTH: Final = "/health"
+NOTICE: Final = "/federation"
+#: Header of a refusal, with its reason in one word.
+REASON: Final = b"crossrec-refused"
 CLOSED: Final = frozenset({"/v1/fleet/get-fab"})
 #: Vectors travel in pieces of 2 MiB, so no honest request is larger than this.
 MAX_REQUEST_BYTES: Final = 8 << 20
 
 
 class Gate:
-    """An ASGI application in front of another one."""
+    """An ASGI application in front of another one.
 
-    def __init__(self, inner: Application) -> None:
-        self._inner = inner
+    Args:
+        inner: what answers the requests that may pass.
+        doorkeeper: decides who may speak; without one everybody may.
+        notice: what stands at `NOTICE`: the signed roster and plan.
+    """
+
+    def __init__(
+        self,
+        inner: Application,
+        doorkeeper: Doorkeeper | None = None,
+        notice: Callable[[], bytes] | None = None,
+    ) -> None:
+        self._inner, self._doorkeeper, self._notice = inner, doorkeeper, notice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an allowed request on; answer any other one here, without a body."""
@@ -33,18 +49,39 @@ class Gate:
             await self._inner(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
-        elif (status := _refusal(scope)) is None:
-            await self._inner(scope, await _whole(receive), send)
+        elif refusal := self._refused(scope):
+            await _answer(send, refusal.status, b"", (REASON, refusal.reason.encode()))
+        elif scope["path"] == NOTICE:
+            body = self._notice() if self._notice else b""
+            await _answer(send, 200 if body else 404, body)
         else:
-            headers = [(b"content-length", b"0"), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": b""})
+            await self._inner(scope, await _whole(receive), send)
+
+    def _refused(self, scope: Scope) -> Refusal | None:
+        if status := _refusal(scope):
+            return Refusal(status, "not-served")
+        if self._doorkeeper is None:
+            return None
+        address = str((scope.get("client") or ("unknown",))[0])
+        if scope["path"] == HEALTH:
+            return self._doorkeeper.strangers_turn(address)
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        return self._doorkeeper.check(headers, address)
+
+
+async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    start = {"status": status, "headers": [length, (b"connection", b"close"), *headers]}
+    await send({"type": "http.response.start", **start})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _refusal(scope: Scope) -> int | None:
     """Return the status with which a request is refused, None if it may pass."""
     path: str = scope["path"]
-    if not (path == HEALTH or path.startswith(FLEET)) or path in CLOSED:
+    if not (path in {HEALTH, NOTICE} or path.startswith(FLEET)) or path in CLOSED:
         return 404
     headers = dict(scope["headers"])
     if b"transfer-encoding" in headers:

@@ -168,6 +168,9 @@ def test_a_run_stopped_before_its_end_waits_to_hand_out_the_model(tmp_path: Path
 
         looks = 0
 
+        def owner(self, node: NodeId) -> str | None:
+            return None
+
         def nodes(self) -> dict[NodeId, float]:
             self.looks += 1
             return {} if self.looks < 5 else super().nodes()

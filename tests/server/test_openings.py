@@ -55,6 +55,9 @@ class Asked:
     def __init__(self) -> None:
         self.first: set[NodeId] | None = None
 
+    def owner(self, node: NodeId) -> str | None:
+        return None
+
     def nodes(self) -> dict[NodeId, float]:
         return dict.fromkeys(SEATS.values(), 1.0)
 

@@ -31,6 +31,9 @@ class ScriptedCourier:
     def __init__(self, scripts: Mapping[int, Script]) -> None:
         self._scripts = scripts
 
+    def owner(self, node: NodeId) -> str | None:
+        return None
+
     def nodes(self) -> dict[NodeId, float]:
         return {NodeId(node): 1.0 for node in self._scripts}
 

@@ -17,6 +17,7 @@ import numpy as np
 from clients.connection import Handler
 from clients.keys import load_identity, read_roster
 from clients.opened import Opened
+from clients.passport import Passport
 from clients.sealing import Sealer, SealerFor, secure_sealer
 from crossrec_model.config import Plan
 from crossrec_model.errors import CrossrecError
@@ -124,12 +125,8 @@ def main() -> int:
         from clients.flower import serve
 
         folder = options.state / options.id
-        sealer_for = secure_sealer(
-            options.id,
-            load_identity(folder),
-            read_roster(options.roster).roster,
-            Opened(folder).check_and_record,
-        )
+        identity, roster = load_identity(folder), read_roster(options.roster).roster
+        sealer_for = secure_sealer(options.id, identity, roster, Opened(folder).check_and_record)
         serve(
             make_handler(
                 options.id, options.dimension, seconds=options.seconds, sealer_for=sealer_for
@@ -139,6 +136,7 @@ def main() -> int:
             insecure=options.insecure,
             connect_timeout_s=options.connect_timeout,
             report=report,
+            passport=Passport(platform=options.id, identity=identity, roster=lambda: roster),
         )
     except CrossrecError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,9 @@ import pytest
 from counting_platform import make_handler
 from process_stage import Process, Stage
 
+from clients.keys import make_identity
 from crossrec_model.config import Plan
+from crossrec_model.randomness import SystemRandomness
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.federation import Federation, RunOptions, fresh_start
 from server.flower import GridCourier
@@ -267,4 +269,14 @@ def test_a_platform_that_is_not_on_the_roster_is_refused(stage: Stage) -> None:
     port = stage.port(coordinator)
     make_roster(stage.platforms, "XYZ")
     stranger = stage.platform("X", port)
-    _refused(stranger, "on the roster")
+    _refused(stranger, "this platform is not, or no longer, on its roster", "admit it")
+    # It never got as far as being asked who it is.
+    assert "platform X" not in coordinator.output
+
+
+def test_a_platform_with_another_key_than_the_rosters_is_refused(stage: Stage) -> None:
+    coordinator = stage.coordinator("--platforms", 3)
+    port = stage.port(coordinator)
+    (stage.platforms / "A" / "identity.key").unlink()
+    make_identity(stage.platforms / "A", SystemRandomness())
+    _refused(stage.platform("A", port), "another key for this platform")

@@ -1,0 +1,48 @@
+"""How a platform shows to the coordinator who it is, and what a refusal of it means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from crossrec_model.secagg.identity import IdentityKey
+from crossrec_model.secagg.node_pass import HEADER, NodePass, federation_of
+from crossrec_model.secagg.roster import Roster
+
+_REASONS: Final = {
+    "not-on-roster": (
+        "this platform is not, or no longer, on its roster; ask its operator to admit it"
+    ),
+    "bad-pass": (
+        "it knows another key for this platform; send this platform's join request to its operator again"
+    ),
+    "no-pass": "it expects platforms to show who they are; install the coordinator's version of crossrec",
+    "clock": "its clock and this machine's differ by more than 5 minutes; set both by NTP",
+    "too-many-requests": "too many attempts came from this address; wait a minute",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passport:
+    """Vouches for the key of each session with the platform's identity."""
+
+    platform: str
+    identity: IdentityKey
+    roster: Callable[[], Roster]
+    clock: Callable[[], float] = time.time
+
+    def headers(self, node_key: bytes) -> dict[str, str]:
+        """Return the header that a session with this transport key sends with each request."""
+        federation, now = federation_of(self.roster()), int(self.clock())
+        made = NodePass.issue(self.platform, self.identity, federation, node_key, now)
+        return {HEADER: made.to_header()}
+
+
+def refusal(address: str, reason: str) -> str:
+    """Say what a refusal means: `reason` is the coordinator's word, or an HTTP status."""
+    meaning = _REASONS.get(
+        reason, f"it answered {reason}; install the coordinator's version of crossrec"
+    )
+    return f"the coordinator at {address} refused this platform: {meaning}"
