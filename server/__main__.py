@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +16,10 @@ from crossrec_model.config import Plan, check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 from crossrec_model.wire.codec import FloatVector
+from server.commands import COMMANDS, Parser
 from server.rosters import read_roster
-from server.tls import TlsFiles, make_certificates
+from server.setup import Setup, federation_setup
+from server.tls import TlsFiles
 
 InitialModel = Callable[[Plan], FloatVector]
 
@@ -31,23 +32,15 @@ class Stopped(BaseException):
         self.number = number
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as everything else does: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
 def main(arguments: Sequence[str], *, initial: InitialModel | None = None) -> int:
     """Run the command line and return the exit code: 0, 2 for a refusal, 128 + signal.
 
     `initial` makes the first model of a plan; the default is `parameters.initial_vector`.
     """
     try:
-        if arguments[:1] == ["certificates"]:
-            return _certificates(arguments[1:])
-        if arguments[:1] == ["roster"]:
-            return _roster(arguments[1:])
+        if command := COMMANDS.get(arguments[0] if arguments else ""):
+            print("\n".join(command(arguments[1:])))
+            return 0
         return _serve(_parser().parse_args(arguments), initial)
     except CrossrecError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,15 +48,22 @@ def main(arguments: Sequence[str], *, initial: InitialModel | None = None) -> in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m server",
-        description="The coordinator of a federation. "
-        "`python -m server certificates --help` makes its TLS files.",
+        description="The coordinator of a federation. Also: "
+        + ", ".join(f"python -m server {name} --help" for name in COMMANDS),
     )
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    add("--port", type=int, default=9092, help="port, 0 for any free one (default %(default)s)")
-    add("--state", type=Path, required=True, help="folder for checkpoints and log file")
+    add(
+        "--federation",
+        type=Path,
+        metavar="FOLDER",
+        help="run the federation of this folder: its plan, roster, certificate and state",
+    )
+    add("--new-run", action="store_true", help="with --federation: begin another run")
+    add("--host", help="address to listen on (default 127.0.0.1, or the federation's)")
+    add("--port", type=int, help="port, 0 for any free one (default 9092, or the federation's)")
+    add("--state", type=Path, help="folder for checkpoints and log file")
     add("--roster", type=Path, help="the signed roster of the platforms (needed)")
     add("--platforms", type=int, help="platforms to wait for (default: as few as may be)")
     add("--rounds", type=int, help="rounds to run (default: the plan's)")
@@ -87,47 +87,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _certificates(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="python -m server certificates")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument(
-        "--host",
-        action="append",
-        default=[],
-        help="name or address of the coordinator (repeatable)",
-    )
-    options = parser.parse_args(arguments)
-    files = make_certificates(options.out, options.host)
-    print(f"wrote {files.certificate} and {files.key}; give every platform {files.ca}")
-    return 0
-
-
-def _roster(arguments: Sequence[str]) -> int:
-    parser = _Parser(
-        prog="python -m server roster",
-        description="List the platforms of a federation by their cards, and sign the list.",
-    )
-    add = parser.add_argument
-    add("cards", type=Path, nargs="*", metavar="CARD", help="a platform's file ID.platform")
-    add("--out", type=Path, required=True, help="folder of roster.json and its signing key")
-    add("--name", help="the federation's name, needed once")
-    add("--expel", action="append", default=[], metavar="ID", help="take off (repeatable)")
-    add("--allow-two", action="store_true", help="sign a roster of two platforms, too")
-    options = parser.parse_args(arguments)
-    from server.rosters import list_platforms
-
-    listed = list_platforms(
-        options.out,
-        federation=options.name,
-        cards=options.cards,
-        expel=options.expel,
-        allow_two=options.allow_two,
-    )
-    print("\n".join(listed.lines()))
-    return 0
-
-
 def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
+    setup = federation_setup(options) if options.federation else _explicit_setup(options)
+    try:
+        with _stoppable():
+            return _coordinate(options, setup, initial)
+    except Stopped as stopped:
+        saved = any((setup.state / "checkpoints").glob("round-*.json"))
+        again = "start it again to go on" if options.federation else "go on with --resume"
+        hint = f"the state is saved: {again}" if saved else "nothing was begun yet"
+        print(f"stopped; {hint}", flush=True)
+        return 128 + stopped.number
+
+
+def _explicit_setup(options: argparse.Namespace) -> Setup:
+    """What to run, every part of it named on the command line."""
+    if options.state is None:
+        raise ConfigError("--federation is missing; make a federation with: python -m server init")
     tls = _tls(options)
     plan = Plan.from_toml(options.plan) if options.plan else None
     if options.roster is None:
@@ -137,36 +113,34 @@ def _serve(options: argparse.Namespace, initial: InitialModel | None) -> int:
             "then add --roster federation/roster.json"
         )
     roster = read_roster(options.roster, allow_two=options.allow_two)
-    try:
-        with _stoppable():
-            return _coordinate(options, plan, roster, tls, initial)
-    except Stopped as stopped:
-        saved = any((options.state / "checkpoints").glob("round-*.json"))
-        hint = "the state is saved: go on with --resume" if saved else "nothing was begun yet"
-        print(f"stopped; {hint}", flush=True)
-        return 128 + stopped.number
+    return Setup(
+        plan=_protected(options, plan, roster),
+        roster=roster,
+        tls=tls,
+        state=options.state,
+        host=options.host or "127.0.0.1",
+        port=9092 if options.port is None else options.port,
+        resume=options.resume,
+    )
 
 
 def _coordinate(
-    options: argparse.Namespace,
-    plan: Plan | None,
-    roster: Roster,
-    tls: TlsFiles | None,
-    initial: InitialModel | None,
+    options: argparse.Namespace, setup: Setup, initial: InitialModel | None
 ) -> int:
     # Slow to import, so only once the options are known to be good.
     from server.checkpoint import CheckpointStore, state_folder
+    from server.doorkeeper import Doorkeeper
     from server.federation import RunOptions, coordinate, starting_point
     from server.journal import keep_journal
     from server.listener import bind, serving
 
-    plan = _protected(options, plan, roster)
-    with state_folder(options.state) as state, bind(options.host, options.port) as listener:
+    roster, tls = setup.roster, setup.tls
+    with state_folder(setup.state) as state, bind(setup.host, setup.port) as listener:
         start = starting_point(
             CheckpointStore(state),
-            plan,
+            setup.plan,
             initial=initial or _first_model,
-            resume=options.resume,
+            resume=setup.resume,
             rounds=options.rounds,
         )
         threshold = roster.threshold(start.plan.aggregation.colluding_share)
@@ -175,23 +149,16 @@ def _coordinate(
         run = RunOptions(
             platforms=platforms, evaluate_every=options.evaluate_every, wait_s=options.wait
         )
-        from server.doorkeeper import Doorkeeper
         from server.flower import Link
 
         keep_journal(state / "coordinator.log")
-        link = Link(Doorkeeper(lambda: roster, audit=_audit_line))
+        link = Link(Doorkeeper(setup.current_roster, audit=setup.refused), setup.notice)
         with serving(link.application, listener, tls), link.courier() as courier:
             scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
-            print(f"coordinator on {scheme}://{options.host}:{port}", flush=True)
+            print(f"coordinator on {scheme}://{setup.host}:{port}", flush=True)
             end = coordinate(courier, state, start, run, roster)
     print(f"finished after round {end.round}; the model is in {state / 'checkpoints'}", flush=True)
     return 0
-
-
-def _audit_line(reason: str, platform: str, address: str) -> None:
-    logging.getLogger("crossrec.audit").warning(
-        "a node was refused: %s, platform %s, from %s", reason, platform or "unknown", address
-    )
 
 
 def _protected(options: argparse.Namespace, plan: Plan | None, roster: Roster) -> Plan | None:

@@ -22,7 +22,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from crossrec_model.config import Plan
-from crossrec_model.durable import write_durably
+from crossrec_model.durable import flush, write_durably
 from crossrec_model.errors import CrossrecError, FederationError
 from crossrec_model.wire.codec import FloatVector
 from server.optimizer import FedAdam, FedAvg, FedAvgM, OptimizerState
@@ -104,6 +104,24 @@ class CheckpointStore:
         """
         found = self._documents()
         return self._load(found[-1]) if found else None
+
+    def put_aside(self, run: bytes) -> Path:
+        """Move all checkpoints out of the way, to a folder that is named after their run.
+
+        Raises:
+            FederationError: if the disk refuses, or that folder exists.
+        """
+        target = self._folder.with_name(f"checkpoints-{run.hex()[:8]}")
+        try:
+            if target.exists():
+                raise FileExistsError(17, "it exists already", str(target))
+            self._folder.rename(target)
+            flush(target.parent)
+        except OSError as error:
+            raise FederationError(
+                f"the earlier run can't be put aside to {target}: {error.strerror}; move it by hand"
+            ) from None
+        return target
 
     def _load(self, path: Path) -> Checkpoint:
         try:

@@ -30,3 +30,13 @@ def keep_journal(path: Path) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(logging.INFO if name == "crossrec" else logging.WARNING)
+
+
+def keep_audit(folder: Path) -> Callable[[str, str], None]:
+    """Return what appends (event, subject) to the folder's audit log."""
+
+    def record(event: str, subject: str) -> None:
+        with AuditLog.open(folder / AUDIT) as log:
+            log.record(event, subject=subject)
+
+    return record

@@ -215,3 +215,11 @@ def _load_key(folder: Path) -> IdentityKey | None:
         return read_key(folder / KEY, what="signing key", folder="folder", refusal=IdentityError)
     except FileNotFoundError:
         return None
+
+
+def signing_key(folder: Path) -> IdentityKey:
+    """Read the folder's signing key; raises IdentityError if there is none or it can't be used."""
+    key = _load_key(folder)
+    if key is None:
+        raise IdentityError(f"signing key {folder / KEY} is missing; restore it from a backup")
+    return key

@@ -1,14 +1,13 @@
-"""TLS files of a coordinator: a throw-away authority, its one certificate, and their checks.
+"""TLS files of a coordinator: an authority, its server certificate, and their checks.
 
-`ca.pem` goes to every platform. The authority's own key is never written: it signs the one server
-certificate and is forgotten, so nobody can issue another one.
+`ca.pem` goes to every platform. A federation keeps the authority's key beside it, so that the server
+certificate can be renewed without any platform's doing; a throw-away authority forgets its key.
 """
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,26 +18,47 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from crossrec_model.durable import write_durably
 from crossrec_model.errors import ConfigError
 
 LIFETIME = datetime.timedelta(days=365)
+#: Of a federation's authority: every platform has pinned it.
+AUTHORITY_LIFETIME = datetime.timedelta(days=3650)
+#: A certificate that ends within it is worth a warning.
+WARN_BEFORE = datetime.timedelta(days=30)
 #: Clocks differ: a certificate made now must hold on a machine whose clock is a little behind.
 CLOCK_SKEW = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TlsFiles:
-    """The three files in a TLS folder."""
+    """The files in a TLS folder; `authority` is the authority's key, where it was kept."""
 
     ca: Path
     certificate: Path
     key: Path
+    authority: Path
 
     @classmethod
     def in_folder(cls, folder: Path) -> TlsFiles:
         """Name the files in a folder, whether they exist or not."""
         return cls(
-            ca=folder / "ca.pem", certificate=folder / "server.pem", key=folder / "server.key"
+            ca=folder / "ca.pem",
+            certificate=folder / "server.pem",
+            key=folder / "server.key",
+            authority=folder / "ca.key",
+        )
+
+    def expiry_warning(self, now: datetime.datetime) -> str:
+        """One line if the server certificate ends within 30 days, else nothing."""
+        server = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        left = server.not_valid_after_utc - now
+        if left > WARN_BEFORE:
+            return ""
+        return (
+            f"the coordinator's certificate ends on {server.not_valid_after_utc:%Y-%m-%d}, in "
+            f"{max(left.days, 0)} days; renew it with: python -m server renew --federation "
+            f"{self.ca.parent}"
         )
 
     def check(self) -> None:
@@ -65,10 +85,13 @@ class TlsFiles:
             raise ConfigError(f"{self.certificate} expired on {expiry}; {remedy}")
 
 
-def make_certificates(folder: Path, hosts: Sequence[str]) -> TlsFiles:
+def make_certificates(
+    folder: Path, hosts: Sequence[str], *, keep_authority: bool = False
+) -> TlsFiles:
     """Write a new authority's certificate, a server certificate and its key (mode 0600).
 
-    The server certificate is good for localhost, 127.0.0.1, ::1 and every name in `hosts`.
+    The server certificate is good for localhost, 127.0.0.1, ::1 and every name in `hosts`. The
+    authority's key is forgotten, or written to `ca.key` (mode 0600).
 
     Raises:
         ConfigError: if the folder can't be written, or already holds a key.
@@ -77,18 +100,17 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> TlsFiles:
     if files.key.exists():
         raise ConfigError(f"{files.key} exists already; give another --out or remove it first")
     ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    ca_name = _name("crossrec throw-away authority")
-    ca = _authority(ca_name, ca_key)
+    ca_name = _name("crossrec federation" if keep_authority else "crossrec throw-away authority")
+    ca = _authority(ca_name, ca_key, AUTHORITY_LIFETIME if keep_authority else LIFETIME)
     server = _server_certificate(ca_name, ca_key, server_key, hosts)
     pem = serialization.Encoding.PEM
-    private = server_key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(files.ca, ca.public_bytes(pem), 0o644)
-        _write(files.certificate, server.public_bytes(pem), 0o644)
-        _write(files.key, private, 0o600)
+        if keep_authority:
+            write_durably(files.authority, _private(ca_key), mode=0o600)
+        write_durably(files.ca, ca.public_bytes(pem), mode=0o644)
+        write_durably(files.certificate, server.public_bytes(pem), mode=0o644)
+        write_durably(files.key, _private(server_key), mode=0o600)
     except OSError as error:
         raise ConfigError(
             f"can't write TLS files in {folder}: {error.strerror}; give another --out"
@@ -96,11 +118,55 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> TlsFiles:
     return files
 
 
+def renew_certificate(folder: Path, hosts: Sequence[str]) -> TlsFiles:
+    """Write a new server key and certificate under the authority whose key was kept.
+
+    Platforms notice nothing: they trust the authority. A running coordinator uses the old one until it
+    is started again.
+
+    Raises:
+        ConfigError: if the authority's key or certificate is missing or damaged, or nothing can be
+            written.
+    """
+    files = TlsFiles.in_folder(folder)
+    try:
+        ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
+        ca_key = serialization.load_pem_private_key(files.authority.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"the authority in {folder} can't be used ({type(error).__name__}); restore ca.key and "
+            "ca.pem from a backup"
+        ) from None
+    if not isinstance(ca_key, ec.EllipticCurvePrivateKey) or ca_key.public_key() != ca.public_key():
+        raise ConfigError(f"ca.key and ca.pem in {folder} don't belong together; restore them")
+    server_key = ec.generate_private_key(ec.SECP256R1())
+    server = _server_certificate(ca.subject, ca_key, server_key, hosts)
+    try:
+        # The pair is checked at the start: torn between the two files, it is simply renewed again.
+        write_durably(files.key, _private(server_key), mode=0o600)
+        write_durably(
+            files.certificate, server.public_bytes(serialization.Encoding.PEM), mode=0o644
+        )
+    except OSError as error:
+        raise ConfigError(f"can't write TLS files in {folder}: {error.strerror}") from None
+    return files
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
 def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, lifetime: datetime.timedelta = LIFETIME
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -108,11 +174,13 @@ def _builder(subject: x509.Name, issuer: x509.Name) -> x509.CertificateBuilder:
         .issuer_name(issuer)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + LIFETIME)
+        .not_valid_after(now + lifetime)
     )
 
 
-def _authority(name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _authority(
+    name: x509.Name, key: ec.EllipticCurvePrivateKey, lifetime: datetime.timedelta
+) -> x509.Certificate:
     usage = x509.KeyUsage(
         digital_signature=False,
         content_commitment=False,
@@ -125,7 +193,7 @@ def _authority(name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.Certifi
         decipher_only=False,
     )
     return (
-        _builder(name, name)
+        _builder(name, name, lifetime)
         .public_key(key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
@@ -163,14 +231,3 @@ def _alternative(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
     except ValueError:
         raise ConfigError(f"host {host!r} is no DNS name or address; give one as --host") from None
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write through a temporary name, so that no half-written file has the real one."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

@@ -1,0 +1,144 @@
+"""What a coordinator runs: from the federation's folder, or named part by part."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from crossrec_model.config import Plan
+from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
+from server.folder import FederationFolder
+from server.tls import TlsFiles
+
+#: Options that the federation's folder answers.
+_ANSWERED: Final = (
+    ("plan", "plan"),
+    ("roster", "roster"),
+    ("tls", "tls"),
+    ("state", "state"),
+    ("rounds", "plan"),
+)
+Refused = Callable[[str, str, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One run's plan, roster, certificate, place and address; `plan` None: as the run began.
+
+    `current_roster` gives the roster that counts for the door now: it may have lost members since.
+    `notice` is what platforms may read; `refused` hears of (reason, platform, address).
+    """
+
+    plan: Plan | None
+    roster: Roster
+    tls: TlsFiles | None
+    state: Path
+    host: str
+    port: int
+    resume: bool
+    notice: Callable[[], bytes] | None = None
+    door: Callable[[], Roster] | None = None
+    refused: Refused = lambda reason, platform, address: None
+
+    def current_roster(self) -> Roster:
+        """The roster that counts for the door now."""
+        return self.door() if self.door else self.roster
+
+
+def federation_setup(options: argparse.Namespace) -> Setup:
+    """Read what a federation's folder says to run, and say what its operator should know.
+
+    An unfinished run goes on; a finished one is left alone until another is asked for.
+
+    Raises:
+        ConfigError: for options that the folder answers, or a folder that is not complete.
+    """
+    for name, place in _ANSWERED:
+        if getattr(options, name) is not None:
+            raise ConfigError(
+                f"--{name} and --federation exclude each other: the folder holds the {place}"
+            )
+    if options.resume or options.insecure or options.no_privacy or options.allow_two:
+        raise ConfigError(
+            "--resume, --insecure, --no-privacy and --allow-two don't go with --federation; what they "
+            "say stands in federation.toml and the roster"
+        )
+    folder = FederationFolder(options.federation)
+    settings, notice = folder.settings(), folder.notice()
+    plan, roster = notice.plan.plan, notice.roster.roster
+    if settings.signed_for(roster) != plan:
+        raise ConfigError(
+            f"federation.toml asks for another plan than the signed version {notice.plan.version}; "
+            f"sign it with: python -m server plan --federation {folder.path}"
+        )
+    tls = folder.tls
+    tls.check()
+    if warning := tls.expiry_warning(datetime.datetime.now(datetime.UTC)):
+        print(f"warning: {warning}", flush=True)
+    if len(roster.members) < FEWEST:
+        print(f"warning: {OF_TWO}", flush=True)
+    from server.journal import keep_audit_of_refusals
+
+    return Setup(
+        plan=plan,
+        roster=roster,
+        tls=tls,
+        state=folder.state,
+        host=options.host or settings.bind,
+        port=settings.port if options.port is None else options.port,
+        resume=_goes_on(folder, plan, new_run=options.new_run),
+        notice=notice.to_json,
+        door=_Watched(folder, roster),
+        refused=keep_audit_of_refusals(folder.path),
+    )
+
+
+def _goes_on(folder: FederationFolder, plan: Plan, *, new_run: bool) -> bool:
+    """Whether there is a run to go on with; with `new_run` the earlier one is put aside."""
+    from server.checkpoint import CheckpointStore
+
+    last = CheckpointStore(folder.state).latest()
+    if last is None:
+        return False
+    if new_run:
+        CheckpointStore(folder.state).put_aside(last.run)
+        return False
+    if last.round >= last.plan.federation.rounds:
+        raise ConfigError(
+            f"the run in {folder.state} is finished after {last.round} rounds; begin another, which "
+            "costs every user's privacy anew, with --new-run"
+        )
+    if last.plan != plan:
+        raise ConfigError(
+            f"the unfinished run in {folder.state} follows another plan than the signed one; put it "
+            "aside and begin another with --new-run"
+        )
+    return True
+
+
+class _Watched:
+    """The roster as its file stands now; as it was before if the file can't be read."""
+
+    def __init__(self, folder: FederationFolder, roster: Roster) -> None:
+        self._folder, self._roster = folder, roster
+        self._stamp: tuple[int, int] | None = None
+
+    def __call__(self) -> Roster:
+        """Return the latest roster; read again only if its file changed."""
+        try:
+            status = (self._folder.path / "roster.json").stat()
+            stamp = (status.st_mtime_ns, status.st_ino)
+            if stamp != self._stamp:
+                found = self._folder.roster()
+                if found is not None and found.roster != self._roster:
+                    found.roster.check_follows(self._roster)
+                    self._roster = found.roster
+                self._stamp = stamp
+        except (OSError, CrossrecError):
+            return self._roster
+        return self._roster
