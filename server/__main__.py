@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -124,9 +124,7 @@ def _explicit_setup(options: argparse.Namespace) -> Setup:
     )
 
 
-def _coordinate(
-    options: argparse.Namespace, setup: Setup, initial: InitialModel | None
-) -> int:
+def _coordinate(options: argparse.Namespace, setup: Setup, initial: InitialModel | None) -> int:
     # Slow to import, so only once the options are known to be good.
     from server.checkpoint import CheckpointStore, state_folder
     from server.doorkeeper import Doorkeeper
@@ -135,7 +133,9 @@ def _coordinate(
     from server.listener import bind, serving
 
     roster, tls = setup.roster, setup.tls
-    with state_folder(setup.state) as state, bind(setup.host, setup.port) as listener:
+    with ExitStack() as held:
+        state = held.enter_context(state_folder(setup.state))
+        listener = held.enter_context(bind(setup.host, setup.port))
         start = starting_point(
             CheckpointStore(state),
             setup.plan,
@@ -152,7 +152,8 @@ def _coordinate(
         from server.flower import Link
 
         keep_journal(state / "coordinator.log")
-        link = Link(Doorkeeper(setup.current_roster, audit=setup.refused), setup.notice)
+        refused = held.enter_context(setup.refusals())
+        link = Link(Doorkeeper(setup.current_roster, audit=refused), setup.notice)
         with serving(link.application, listener, tls), link.courier() as courier:
             scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
             print(f"coordinator on {scheme}://{setup.host}:{port}", flush=True)

@@ -160,10 +160,14 @@ def _roster(arguments: Sequence[str]) -> list[str]:
 
 
 def audit_in(folder: Path) -> Callable[[str, str], None]:
-    """Return what records to the folder's audit log what an operator did."""
-    from server.journal import keep_audit
+    """Return what records to the folder's audit log what an operator did, to whom."""
+    from server.audit import AUDIT, AuditLog
 
-    return keep_audit(folder)
+    def record(event: str, subject: str) -> None:
+        with AuditLog.open(folder / AUDIT) as log:
+            log.record(event, subject=subject)
+
+    return record
 
 
 #: By name; each returns lines to print.

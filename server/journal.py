@@ -6,37 +6,23 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from crossrec_model.errors import FederationError
+from crossrec_model.journal import LogFormat, log_handler
 
 _LIBRARIES: Final = ("flwr", "uvicorn", "alembic", "sqlalchemy", "httpx", "httpcore", "asyncio")
-_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def keep_journal(path: Path) -> None:
+def keep_journal(path: Path, format: LogFormat = "text") -> None:
     """Send warnings and errors of the libraries, and all of our own records, to one file.
 
     Raises:
         FederationError: if the file can't be written.
     """
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8", delay=False)
-    except OSError as error:
-        raise FederationError(
-            f"log file {path} can't be written: {error.strerror}; give another --state"
-        ) from None
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler = log_handler(path, format)
     for name in (*_LIBRARIES, "crossrec"):
         logger = logging.getLogger(name)
+        for earlier in logger.handlers:
+            if isinstance(earlier, logging.FileHandler):
+                earlier.close()
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(logging.INFO if name == "crossrec" else logging.WARNING)
-
-
-def keep_audit(folder: Path) -> Callable[[str, str], None]:
-    """Return what appends (event, subject) to the folder's audit log."""
-
-    def record(event: str, subject: str) -> None:
-        with AuditLog.open(folder / AUDIT) as log:
-            log.record(event, subject=subject)
-
-    return record

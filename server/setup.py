@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
+from server.audit import AUDIT, AuditLog
 from server.folder import FederationFolder
 from server.tls import TlsFiles
 
@@ -23,7 +25,6 @@ _ANSWERED: Final = (
     ("state", "state"),
     ("rounds", "plan"),
 )
-Refused = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Setup:
     """One run's plan, roster, certificate, place and address; `plan` None: as the run began.
 
     `current_roster` gives the roster that counts for the door now: it may have lost members since.
-    `notice` is what platforms may read; `refused` hears of (reason, platform, address).
+    `notice` is what platforms may read, `audit` the log of who was refused and what was done.
     """
 
     plan: Plan | None
@@ -43,7 +44,20 @@ class Setup:
     resume: bool
     notice: Callable[[], bytes] | None = None
     door: Callable[[], Roster] | None = None
-    refused: Refused = lambda reason, platform, address: None
+    audit: Path | None = None
+
+    @contextmanager
+    def refusals(self) -> Iterator[Callable[[str, str, str], None]]:
+        """Yield what takes down (reason, platform, address) of each refusal."""
+        if self.audit is None:
+            yield lambda reason, platform, address: None
+            return
+        with AuditLog.open(self.audit) as log:
+
+            def record(reason: str, platform: str, address: str) -> None:
+                log.record("refused", reason=reason, platform=platform, address=address)
+
+            yield record
 
     def current_roster(self) -> Roster:
         """The roster that counts for the door now."""
@@ -82,8 +96,6 @@ def federation_setup(options: argparse.Namespace) -> Setup:
         print(f"warning: {warning}", flush=True)
     if len(roster.members) < FEWEST:
         print(f"warning: {OF_TWO}", flush=True)
-    from server.journal import keep_audit_of_refusals
-
     return Setup(
         plan=plan,
         roster=roster,
@@ -94,7 +106,7 @@ def federation_setup(options: argparse.Namespace) -> Setup:
         resume=_goes_on(folder, plan, new_run=options.new_run),
         notice=notice.to_json,
         door=_Watched(folder, roster),
-        refused=keep_audit_of_refusals(folder.path),
+        audit=folder.path / AUDIT,
     )
 
 
