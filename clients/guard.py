@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from crossrec_model.config import Plan, is_statistics_round
@@ -9,6 +10,7 @@ from crossrec_model.errors import ConfigError
 from crossrec_model.privacy.ledger import Budget, Ledger
 from crossrec_model.privacy.planning import round_event, run_events
 from crossrec_model.privacy.pricing import epsilon
+from crossrec_model.secagg.invitation import SignedPlan
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 
 
@@ -36,26 +38,36 @@ class LedgerGuard:
     """Charges to a ledger within a budget.
 
     Args:
+        roster: gives the roster that this platform trusts now.
         allow_none: follow plans without differential privacy too.
         public_end: whether the day on which the data end is known without looking at them.
+        agreed: gives the signed plan that this platform accepted; None: any plan will do.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         budget: Budget,
-        roster: Roster,
+        roster: Callable[[], Roster],
         *,
         allow_none: bool = False,
         public_end: bool = True,
+        agreed: Callable[[], SignedPlan | None] = lambda: None,
     ) -> None:
+        self._agreed = agreed
         self._ledger, self._budget, self._roster = ledger, budget, roster
         self._allow_none, self._public_end = allow_none, public_end
 
     def accept(self, plan: Plan, run: bytes | None) -> None:
         """See `Guard`: the whole run must fit into what is left of the budget."""
+        agreed = self._agreed()
+        if agreed is not None and agreed.plan != plan:
+            raise ConfigError(
+                f"the coordinator's plan is not the signed version {agreed.version} that this platform "
+                "accepted; ask its operator which one counts"
+            )
         if not plan.privacy.on:
-            if len(self._roster.members) < FEWEST:
+            if len(self._roster().members) < FEWEST:
                 raise ConfigError(f"the plan has no differential privacy, and {OF_TWO}")
             if self._allow_none:
                 return
@@ -88,7 +100,7 @@ class LedgerGuard:
 
     def honest(self, plan: Plan) -> int:
         """See `Guard`."""
-        return self._roster.honest(plan.aggregation.colluding_share)
+        return self._roster().honest(plan.aggregation.colluding_share)
 
     def charge(self, plan: Plan, run: bytes, number: int) -> None:
         """See `Guard`."""
