@@ -224,5 +224,7 @@ def _priced(signed: VersionedPlan, listed: Roster) -> Finding:
     found = f"{named}, {privacy.noise} noise, costs a user epsilon {price:.3g} at {privacy.delta:g}"
     if price > privacy.epsilon * (1 + _TOLERANCE):
         found += f", more than the {privacy.epsilon:g} it says"
-        return fail("plan", found, "sign it anew for this roster: platforms price it themselves")
+        return fail(
+            "plan", found, "sign it with more noise or what it costs: platforms price it themselves"
+        )
     return ok("plan", found)

@@ -8,17 +8,19 @@ import importlib.util
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from crossrec_model.checkup import Finding, fail, ok, unchecked, warn
 from crossrec_model.checkup_certificates import read_certificate
 from crossrec_model.checkup_machine import SKEW_WARN, Clock, disk, held, private_files, size_of
 from crossrec_model.errors import ConfigError
-from crossrec_model.federation_files import PLAN, read_plan
+from crossrec_model.federation_files import PLAN, FederationSettings, read_plan
 from server.checkpoint import KEPT, CheckpointStore
 from server.checks.papers import CA_KEY, roster_of, settings_of
 from server.rosters import KEY
@@ -59,18 +61,22 @@ def port(folder: Path) -> Iterator[Finding]:
     else:
         yield ok("port", f"{number} is free")
         return
-    shown = _shown((settings.host, "127.0.0.1"), number, TlsFiles.in_folder(folder).ca)
-    if shown is None:
-        yield fail("port", f"{number} is held by something else than this federation", other)
-        return
-    server = read_certificate(TlsFiles.in_folder(folder).certificate, "restore it")
-    if shown != server:
-        found = (
-            f"{number} is held by our coordinator, which shows another certificate than server.pem"
-        )
-        yield warn("port", found, "start the coordinator again to use the new one")
-        return
-    yield ok("port", f"{number} is held by our own coordinator")
+    yield _holder(settings, TlsFiles.in_folder(folder), other)
+
+
+def _holder(settings: FederationSettings, tls: TlsFiles, otherwise: str) -> Finding:
+    """Tell our own coordinator from whatever else holds the port, by the certificate it shows."""
+    number = settings.port
+    server, ca = (read_certificate(path, "restore it") for path in (tls.certificate, tls.ca))
+    shown = _shown((settings.host, "127.0.0.1"), number)
+    if shown == server:
+        return ok("port", f"{number} is held by our own coordinator")
+    with suppress(InvalidSignature, ValueError, TypeError):
+        if shown is not None:
+            shown.verify_directly_issued_by(ca)
+            found = f"{number} is held by our coordinator, which shows another one than server.pem"
+            return warn("port", found, "start the coordinator again to use the new certificate")
+    return fail("port", f"{number} is held by something else than our coordinator", otherwise)
 
 
 def _host(host: str, port: int) -> Finding:
@@ -89,13 +95,12 @@ def _bind(number: int) -> None:
         listener.bind(("", number))
 
 
-def _shown(hosts: tuple[str, ...], number: int, ca: Path) -> x509.Certificate | None:
-    """The certificate of who listens, if it is of our authority."""
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except OSError:
-        return None
+def _shown(hosts: tuple[str, ...], number: int) -> x509.Certificate | None:
+    """The certificate of who listens, None if there is no TLS."""
+    # Not verified here: that it is the very one on disk, or of our authority, is what is looked at.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     for host in dict.fromkeys(hosts):
         try:
             with socket.create_connection((host, number), timeout=_TIMEOUT_S) as plain:
