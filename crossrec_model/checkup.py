@@ -110,8 +110,8 @@ class Report:
 def examine(checks: Sequence[Check], *, limit_s: float = LIMIT_S) -> Report:
     """Run every check, whatever becomes of the others.
 
-    One that raises a CrossrecError fails with its sentence. One that breaks, or takes longer than
-    `limit_s` seconds, fails by its name.
+    One that raises a CrossrecError fails with its sentence, one that raises an OSError with what can't
+    be read. One that breaks, or takes longer than `limit_s` seconds, fails by its name.
     """
     return Report(tuple(finding for check in checks for finding in _looked(check, limit_s)))
 
@@ -132,6 +132,8 @@ def _looked(check: Check, limit_s: float) -> list[Finding]:
                 found.append(finding)  # noqa: PERF402 (what came before a fault stays)
         except CrossrecError as error:
             found.append(refused(check.what, error))
+        except OSError as error:
+            found.append(_unreadable(check.what, error))
         # A reader's panic is no Exception, and nobody else would ever hear of it here.
         except BaseException as error:
             found.append(_broken(check.what, error))
@@ -150,6 +152,12 @@ def _looked(check: Check, limit_s: float) -> list[Finding]:
             )
         )
     return taken
+
+
+def _unreadable(what: str, error: OSError) -> Finding:
+    name = error.filename if isinstance(error.filename, str) else "something"
+    found = f"{name} can't be read: {error.strerror or error or type(error).__name__}"
+    return fail(what, found, "see who owns it, and whether the disk is well")
 
 
 def _broken(what: str, error: BaseException) -> Finding:

@@ -73,7 +73,7 @@ def read_settings(path: Path) -> FederationSettings:
         ConfigError: if it can't be read, or lacks a name, host or port.
     """
     try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = tomllib.loads(read_small(path).decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; make it with: python -m server init") from None
     except OSError as error:

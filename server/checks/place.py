@@ -114,7 +114,17 @@ def _shown(hosts: tuple[str, ...], number: int) -> x509.Certificate | None:
 
 def checkpoints(folder: Path) -> Iterator[Finding]:
     """Whether the newest checkpoint loads and its checksum holds; raises FederationError if not."""
-    newest = CheckpointStore(folder / STATE).latest()
+    last = max((folder / STATE / CHECKPOINTS).glob("round-*.json"), default=None)
+    for path in (last, last.with_suffix(".safetensors")) if last else ():
+        if path.exists() and not path.is_file():
+            yield fail("checkpoints", f"{path} is no plain file", "move it away")
+            return
+    try:
+        newest = CheckpointStore(folder / STATE).latest()
+    except RecursionError:
+        found = f"checkpoint {last} is damaged"
+        yield fail("checkpoints", found, "remove it to resume from the one before it")
+        return
     if newest is None:
         yield ok("checkpoints", "there is none yet: a run starts from the beginning")
         return

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,16 +18,23 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from clients.keys import make_identity, pin, read_roster
+from clients.membership import Received
+from clients.state import Kept
 from crossrec_model.checkup import Finding
 from crossrec_model.config import FederationConfig, ModelConfig, Plan, PrivacyConfig
+from crossrec_model.data.splits import TimeSplit
 from crossrec_model.federation_files import PURPOSE
-from crossrec_model.privacy.planning import private_plan
+from crossrec_model.parameters import Layout
+from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
+from crossrec_model.privacy.planning import private_plan, run_events
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import Card, IdentityKey, canonical
 from server.listener import bind, serving
 from server.rosters import list_platforms
 from server.tls import TlsFiles
 
+BUDGET = Budget(epsilon=8.0, delta=1e-5, life_epsilon=24.0)
+RUN = b"r" * 16
 NAMES = ("localhost", "127.0.0.1")
 DAY = timedelta(days=1)
 TINY = Plan(
@@ -194,6 +202,27 @@ def make_federation(
     honest = listed.signed.roster.honest()
     federation.give(private(honest=honest) if plan is None else plan)
     return federation
+
+
+def received(plan: Plan, number: int, *, finished: bool = False, platform: str = "A") -> Kept:
+    given = Received(
+        plan=plan,
+        run=RUN,
+        round=number,
+        vector=np.zeros(Layout(plan.model).size, np.float32),
+        validation=None,
+        finished=finished,
+    )
+    split = TimeSplit(validation=100.0, test=120.0, end=140.0)
+    return Kept(platform=platform, split=split, received=given)
+
+
+def charge(
+    federation: Federation, plan: Plan, *, run: bytes, rounds: int, budget: Budget = BUDGET
+) -> None:
+    with Ledger.open(federation.state / "A" / LEDGER) as ledger:
+        for number, event in enumerate(run_events(plan, 2)[:rounds], 1):
+            ledger.charge(event, run=run, round=number, what="training", budget=budget)
 
 
 @contextmanager

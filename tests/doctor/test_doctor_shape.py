@@ -60,6 +60,17 @@ def test_a_check_that_breaks_is_a_line_by_its_name_and_the_others_are_told() -> 
     assert report.exit_code == 1
 
 
+def test_what_can_not_be_read_is_no_fault_of_ours() -> None:
+    def reads() -> list[Finding]:
+        raise OSError(5, "Input/output error", "/srv/ledger")
+
+    (finding,) = examine([Check("budget", reads)]).findings
+    assert (finding.level, finding.found) == (
+        "fail",
+        "/srv/ledger can't be read: Input/output error",
+    )
+
+
 def test_an_error_of_ours_is_told_with_its_remedy() -> None:
     (finding,) = examine([Check("a", _refuses)]).findings
     assert finding == fail("a", "a = 3 is outside [0, 1]", "choose a value inside")

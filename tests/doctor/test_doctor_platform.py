@@ -10,30 +10,35 @@ from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from doctor_folders import TINY, Federation, coordinator, make_federation, now, private, told
+from doctor_folders import (
+    BUDGET,
+    RUN,
+    TINY,
+    Federation,
+    charge,
+    coordinator,
+    make_federation,
+    now,
+    private,
+    received,
+    told,
+)
 from platform_rows import write_platform
 
 from clients import doctor
 from clients.checks import budget as budgets
 from clients.checks import folder as folders
-from clients.membership import Received
-from clients.state import Kept, PlatformFolder
+from clients.state import PlatformFolder
 from crossrec_model.checkup import Check, Finding, examine
-from crossrec_model.config import AggregationConfig, Plan
-from crossrec_model.data.splits import TimeSplit
-from crossrec_model.parameters import Layout
+from crossrec_model.config import AggregationConfig
 from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
 from crossrec_model.privacy.planning import run_events
 from crossrec_model.privacy.pricing import epsilon
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import Card, IdentityKey
 from server.rosters import list_platforms
-
-BUDGET = Budget(epsilon=8.0, delta=1e-5, life_epsilon=24.0)
-RUN = b"r" * 16
 
 
 def _look(check: object, *arguments: object, **named: object) -> list[Finding]:
@@ -45,26 +50,13 @@ def _worst(findings: Sequence[Finding]) -> tuple[str, str]:
     return told([replace(f, what="it") for f in findings], "it")
 
 
-def _received(plan: Plan, number: int, *, finished: bool = False, platform: str = "A") -> Kept:
-    received = Received(
-        plan=plan,
-        run=RUN,
-        round=number,
-        vector=np.zeros(Layout(plan.model).size, np.float32),
-        validation=None,
-        finished=finished,
-    )
-    split = TimeSplit(validation=100.0, test=120.0, end=140.0)
-    return Kept(platform=platform, split=split, received=received)
-
-
 def _state(federation: Federation) -> list[Finding]:
     return _look(folders.state, PlatformFolder(federation.state / "A"), "A")
 
 
 def test_a_folder_that_is_well(federation: Federation) -> None:
     assert _worst(_state(federation))[0] == "ok"
-    PlatformFolder(federation.state / "A").save_received(_received(TINY, 2))
+    PlatformFolder(federation.state / "A").savereceived(received(TINY, 2))
     assert any(f.found.endswith("round 2 of 4") for f in _state(federation))
 
 
@@ -101,7 +93,7 @@ def test_a_folder_in_use_is_noted(federation: Federation) -> None:
 
 def test_damaged_state_and_state_of_another(federation: Federation) -> None:
     folder = PlatformFolder(federation.state / "A")
-    folder.save_received(_received(TINY, 2, platform="B"))
+    folder.savereceived(received(TINY, 2, platform="B"))
     assert "belongs to platform B, not A; give another --state" in _worst(_state(federation))[1]
     path = folder.path / "received.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -225,14 +217,6 @@ def test_a_plan_that_is_not_the_signer_s(federation: Federation) -> None:
     )
 
 
-def _charge(
-    federation: Federation, plan: Plan, *, run: bytes, rounds: int, budget: Budget = BUDGET
-) -> None:
-    with Ledger.open(federation.state / "A" / LEDGER) as ledger:
-        for number, event in enumerate(run_events(plan, 2)[:rounds], 1):
-            ledger.charge(event, run=run, round=number, what="training", budget=budget)
-
-
 def _left(federation: Federation, budget: Budget = BUDGET) -> tuple[str, str]:
     return _worst(_look(budgets.left, federation.state / "A", budget))
 
@@ -261,7 +245,7 @@ def test_a_budget_that_is_spent(federation: Federation) -> None:
     # One run fits, a second would not.
     assert level == "warn"
     assert "another run like it would not" in text
-    _charge(federation, private(), run=RUN, rounds=4)
+    charge(federation, private(), run=RUN, rounds=4)
     level, text = _left(federation, life)
     assert level == "fail"
     assert "with all that was spent before at delta = 1e-05, more than --life-epsilon = 10" in text
@@ -270,15 +254,15 @@ def test_a_budget_that_is_spent(federation: Federation) -> None:
 def test_the_rest_of_a_run_that_was_begun(federation: Federation) -> None:
     life = Budget(epsilon=8.0, delta=1e-5, life_epsilon=10.0)
     folder, plan = PlatformFolder(federation.state / "A"), private()
-    _charge(federation, plan, run=RUN, rounds=3)
-    folder.save_received(_received(plan, 3))
+    charge(federation, plan, run=RUN, rounds=3)
+    folder.savereceived(received(plan, 3))
     level, text = _left(federation, life)
     assert level == "warn"
     assert "the rest of the run costs" in text
     # A round that was charged and lost is charged again.
-    folder.save_received(_received(plan, 1))
+    folder.savereceived(received(plan, 1))
     assert _left(federation, life)[0] == "fail"
-    folder.save_received(_received(plan, 4, finished=True))
+    folder.savereceived(received(plan, 4, finished=True))
     assert "--life-epsilon = 10" in _left(federation, life)[1]
 
 
@@ -293,7 +277,7 @@ def test_budget_without_plan_and_without_privacy(federation: Federation) -> None
 
 
 def test_a_damaged_ledger(federation: Federation) -> None:
-    _charge(federation, private(), run=RUN, rounds=2)
+    charge(federation, private(), run=RUN, rounds=2)
     path = federation.state / "A" / LEDGER
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"round":1', b'"round":2', 1))
@@ -310,7 +294,7 @@ def test_a_damaged_ledger(federation: Federation) -> None:
 
 
 def test_a_ledger_that_is_held_is_read_all_the_same(federation: Federation) -> None:
-    _charge(federation, private(), run=RUN, rounds=1)
+    charge(federation, private(), run=RUN, rounds=1)
     with Ledger.open(federation.state / "A" / LEDGER):
         assert _left(federation)[0] == "ok"
 
