@@ -74,7 +74,7 @@ def test_a_platform_s_files(
     federation.on(1)
     folder = federation.state / "A"
     charge(federation, private(), run=RUN, rounds=2)
-    PlatformFolder(folder).savereceived(received(private(), 2))
+    PlatformFolder(folder).save_received(received(private(), 2))
 
     def look() -> str:
         assert of_platform.main(["--id", "A", "--state", str(federation.state)]) in {0, 1}

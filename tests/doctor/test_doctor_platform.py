@@ -56,7 +56,7 @@ def _state(federation: Federation) -> list[Finding]:
 
 def test_a_folder_that_is_well(federation: Federation) -> None:
     assert _worst(_state(federation))[0] == "ok"
-    PlatformFolder(federation.state / "A").savereceived(received(TINY, 2))
+    PlatformFolder(federation.state / "A").save_received(received(TINY, 2))
     assert any(f.found.endswith("round 2 of 4") for f in _state(federation))
 
 
@@ -93,7 +93,7 @@ def test_a_folder_in_use_is_noted(federation: Federation) -> None:
 
 def test_damaged_state_and_state_of_another(federation: Federation) -> None:
     folder = PlatformFolder(federation.state / "A")
-    folder.savereceived(received(TINY, 2, platform="B"))
+    folder.save_received(received(TINY, 2, platform="B"))
     assert "belongs to platform B, not A; give another --state" in _worst(_state(federation))[1]
     path = folder.path / "received.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -255,14 +255,14 @@ def test_the_rest_of_a_run_that_was_begun(federation: Federation) -> None:
     life = Budget(epsilon=8.0, delta=1e-5, life_epsilon=10.0)
     folder, plan = PlatformFolder(federation.state / "A"), private()
     charge(federation, plan, run=RUN, rounds=3)
-    folder.savereceived(received(plan, 3))
+    folder.save_received(received(plan, 3))
     level, text = _left(federation, life)
     assert level == "warn"
     assert "the rest of the run costs" in text
     # A round that was charged and lost is charged again.
-    folder.savereceived(received(plan, 1))
+    folder.save_received(received(plan, 1))
     assert _left(federation, life)[0] == "fail"
-    folder.savereceived(received(plan, 4, finished=True))
+    folder.save_received(received(plan, 4, finished=True))
     assert "--life-epsilon = 10" in _left(federation, life)[1]
 
 

@@ -55,7 +55,9 @@ def test_a_check_that_breaks_is_a_line_by_its_name_and_the_others_are_told() -> 
         ("ok", "disk"),
     ]
     broken = report.findings[1]
-    assert broken.found.startswith("this check broke (ZeroDivisionError: secret in test_checkup.py")
+    assert broken.found.startswith(
+        "this check broke (ZeroDivisionError: secret in test_doctor_shape.py"
+    )
     assert "Traceback" not in "\n".join(report.lines())
     assert report.exit_code == 1
 
