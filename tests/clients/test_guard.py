@@ -20,6 +20,7 @@ from crossrec_model.privacy.planning import private_plan, run_events
 from crossrec_model.privacy.pricing import epsilon
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import IdentityKey, Member
+from crossrec_model.secagg.invitation import SignedPlan
 from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Reader, Vector
@@ -74,6 +75,19 @@ def test_of_two_platforms_none_goes_without_privacy(plan, private, ledger) -> No
     guard.accept(private, None)
     # The other platform knows its own share: the whole noise must be in each.
     assert guard.honest(private) == 1
+
+
+def test_only_the_accepted_plan_is_followed(private, ledger, roster) -> None:
+    signer = IdentityKey.generate(SystemRandomness())
+    signed = SignedPlan.sign(replace(roster, signer=signer.public), 2, private, signer)
+    guard = LedgerGuard(ledger, BUDGET, lambda: roster, agreed=lambda: signed)
+    guard.accept(private, None)
+    # Cheaper and within the budget, and still not what was agreed.
+    quieter = replace(private, privacy=replace(private.privacy, multiplier=99.0))
+    with pytest.raises(
+        ConfigError, match="is not the signed version 2 that this platform accepted"
+    ):
+        guard.accept(quieter, None)
 
 
 def test_a_private_plan_needs_a_public_end_of_the_data(private, ledger, roster) -> None:
