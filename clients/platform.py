@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from clients.commands import COMMANDS, PROGRAM, settings_of
 from clients.options import Parser, add_data_options, add_training_options
 from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.journal import LogFormat, log_handler
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,7 @@ def _take_part(arguments: Sequence[str]) -> int:
     add("--ca", type=Path, help="the coordinator's ca.pem (default: the invitation's)")
     add("--connect-timeout", type=float, default=60.0, metavar="S", help="default %(default)s s")
     add("--insecure", action="store_true", help="plain HTTP: for experiments only")
+    add("--log-format", choices=("text", "json"), default="text", help="(default %(default)s)")
     options = parser.parse_args(arguments)
     settings = settings_of(options)
     if not 0 < options.connect_timeout < float("inf"):
@@ -140,8 +142,8 @@ def _take_part(arguments: Sequence[str]) -> int:
             settings, address=options.server, ca=options.ca, insecure=options.insecure
         )
         look_at_notice(settings, endpoint, terms_on_disk(settings, ask))
-        progress = held.enter_context(progress_for())
-        _keep_journal(settings.folder.path / "platform.log")
+        progress = held.enter_context(progress_for(format=options.log_format))
+        _keep_journal(settings.folder.path / "platform.log", options.log_format)
         # A missing key or roster is told before minutes of cleaning too.
         sealer_for = sealer_on_disk(settings, progress.note)
         guard = held.enter_context(guard_on_disk(settings))
@@ -169,12 +171,10 @@ def _take_part(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _keep_journal(path: Path) -> None:
+def _keep_journal(path: Path, format: LogFormat) -> None:
     """Faults of ours go to a file, not into the operator's progress lines."""
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("crossrec.platform")
-    logger.handlers = [handler]
+    logger.handlers = [log_handler(path, format)]
     logger.propagate = False
 
 

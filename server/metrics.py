@@ -140,13 +140,13 @@ class Metrics(AbstractContextManager["Metrics"]):
     def note(self, text: str) -> None:
         """Say nothing: texts are no figures."""
 
-    def round_repeated(self) -> None:
+    def round_repeated(self, number: int, reason: str) -> None:
         """A round begins again, since too few platforms were left."""
         self._repeated.inc()
 
-    def left_out(self, platforms: int = 1) -> None:
-        """So many platforms were left out of a round."""
-        self._left_out.inc(platforms)
+    def left_out(self, platform: str, reason: str) -> None:
+        """A round goes on without a platform."""
+        self._left_out.inc()
 
     def refused(self, reason: str) -> None:
         """A request or a node was refused for a reason of a few lower-case words and dashes.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PostgreSQL
+from postgresql_server import PostgreSQL
 from sqlalchemy import text
 
 from crossrec_model.errors import FederationError
@@ -104,7 +104,7 @@ def test_an_account_that_may_not_make_tables_is_told(postgresql: PostgreSQL) -> 
 
 @pytest.fixture
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
-    from conftest import server_programs
+    from postgresql_server import server_programs
 
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     programs = server_programs()

@@ -68,8 +68,9 @@ def test_figures_follow_a_run(metrics: Metrics, address: str) -> None:
     assert now["crossrec_platforms_missing"] == 1
     assert now["crossrec_last_round_timestamp_seconds"] == 0
     metrics.round_started(5, 9, ("A", "B", "C"))
-    metrics.round_repeated()
-    metrics.left_out(2)
+    metrics.round_repeated(3, "too few")
+    metrics.left_out("A", "late")
+    metrics.left_out("B", "late")
     metrics.round_started(5, 9, ("A", "C"))
     metrics.round_finished(_record(5, seconds=3.0), 9)
     metrics.audited(17)
@@ -123,7 +124,7 @@ def test_nothing_is_told_of_one_platform_but_that_it_is_online(
     metrics: Metrics, address: str
 ) -> None:
     metrics.round_started(1, 9, ("Asta", "Bo"))
-    metrics.left_out()
+    metrics.left_out("A", "late")
     metrics.refused("no-pass")
     metrics.note("platform Asta was left out: 4711")
     metrics.round_finished(_record(1), 9)
