@@ -27,12 +27,15 @@ from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
 from crossrec_model.privacy.planning import private_plan, run_events
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import Card, IdentityKey
+from crossrec_model.secagg.invitation import SignedPlan
+from server.folder import SETTINGS, FederationFolder, Settings
 from server.listener import bind, serving
 from server.rosters import list_platforms
 from server.tls import TlsFiles
 
 BUDGET = Budget(epsilon=8.0, delta=1e-5, life_epsilon=24.0)
 RUN = b"r" * 16
+PORT = 9092
 NAMES = ("localhost", "127.0.0.1")
 DAY = timedelta(days=1)
 TINY = Plan(
