@@ -201,7 +201,9 @@ class FederationFolder:
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ConfigError(f"{path} can't be read: {reason}; check it, and who owns it") from None
+            raise ConfigError(
+                f"{path} can't be read: {reason}; check it, and who owns it"
+            ) from None
         return Settings.from_toml(text)
 
     def roster(self) -> SignedRoster | None:
