@@ -25,8 +25,8 @@ from crossrec_model.errors import ConfigError
 from crossrec_model.keyfile import read_small
 from crossrec_model.privacy.planning import private_plan
 from crossrec_model.secagg.errors import SecureSumError
-from crossrec_model.secagg.invitation import Notice, SignedPlan
-from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster, SignedRoster
+from crossrec_model.secagg.invitation import Notice, SignedPlan, is_address
+from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster, SignedRoster, check_name
 from server.tls import TlsFiles
 
 SETTINGS: Final = "federation.toml"
@@ -42,6 +42,7 @@ class Settings:
 
     Raises:
         ConfigError: for a value outside its bounds.
+        RosterError: for a name that no roster can carry.
     """
 
     name: str
@@ -58,7 +59,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ConfigError(f"coordinator.port = {self.port} is outside 1 to 65535; choose 9092")
-        if not self.host or any(c.isspace() or c in "/@" for c in self.host):
+        check_name(self.name)
+        if not is_address(self.address):
             raise ConfigError(
                 f"coordinator.host = {self.host!r} is no name or address; give the one that platforms "
                 "connect to"

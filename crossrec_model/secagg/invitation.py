@@ -21,6 +21,7 @@ from crossrec_model.secagg.identity import (
     PublicIdentity,
     canonical,
     check_exact,
+    encoded,
     fields,
     parse,
     signature_of,
@@ -45,7 +46,10 @@ _INVITED: Final = {
     "platform": str,
     "signature": str,
 }
-_ADDRESS: Final = re.compile(r"[^\s/@]{1,253}:\d{1,5}")
+# Only what is safe on a terminal: it is shown beside the fingerprint that people compare.
+_ADDRESS: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+_CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n"
+_CA: Final = re.compile(f"(?:{_CERTIFICATE})+")
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,10 @@ class SignedPlan:
         if not 1 <= found["version"] <= MAX_VERSION:
             raise RosterError(f"{what} has a version outside 1 to {MAX_VERSION}; get it anew")
         try:
-            plan = Plan.from_json(found["plan"].encode())
+            plan = Plan.from_json(encoded(found["plan"], what))
         except ConfigError as error:
             raise RosterError(f"{what} can't be followed here: {error}") from None
+        encoded(found["federation"], what)
         signature = signature_of(found["signature"], what)
         made = cls(found["federation"], found["version"], plan, signature)
         check_exact(made.to_json(), data, what)
@@ -158,8 +163,8 @@ class Notice:
         """
         what = "the notice"
         found = fields(parse(data, what), what, _NOTICE)
-        roster = SignedRoster.from_json(found["roster"].encode(), allow_two=True)
-        made = cls(roster, SignedPlan.from_json(found["plan"].encode()))
+        roster = SignedRoster.from_json(encoded(found["roster"], what), allow_two=True)
+        made = cls(roster, SignedPlan.from_json(encoded(found["plan"], what)))
         check_exact(made.to_json(), data, what)
         return made
 
@@ -183,8 +188,7 @@ class Invitation:
 
     def __post_init__(self) -> None:
         self.roster.public(self.platform)
-        if not _ADDRESS.fullmatch(self.address):
-            raise RosterError(f"the invitation's address {self.address[:80]!r} is not HOST:PORT")
+        _check_place(self.address, self.ca)
         self.signer.verify(_INVITATION, self._signed(), self.signature)
 
     @property
@@ -202,6 +206,7 @@ class Invitation:
         cls, platform: str, *, address: str, ca: str, notice: Notice, key: IdentityKey
     ) -> Invitation:
         """Make the invitation of a platform on the roster."""
+        _check_place(address, ca)
         signed = _invited(platform, address, ca, notice)
         return cls(platform, address, ca, notice, key.sign(_INVITATION, signed))
 
@@ -230,7 +235,7 @@ class Invitation:
             found["platform"],
             found["address"],
             found["ca"],
-            Notice.from_json(found["notice"].encode()),
+            Notice.from_json(encoded(found["notice"], what)),
             signature_of(found["signature"], what),
         )
         check_exact(made.to_json(), data, what)
@@ -238,6 +243,18 @@ class Invitation:
 
     def _signed(self) -> bytes:
         return _invited(self.platform, self.address, self.ca, self.notice)
+
+
+def is_address(text: str) -> bool:
+    """Whether an invitation can carry it: HOST:PORT in ASCII, an IPv6 address in brackets."""
+    return _ADDRESS.fullmatch(text) is not None
+
+
+def _check_place(address: str, ca: str) -> None:
+    if not is_address(address):
+        raise RosterError(f"the invitation's address {address[:80]!a} is not HOST:PORT")
+    if not _CA.fullmatch(ca):
+        raise RosterError("the invitation holds no certificate in PEM; ask for it anew")
 
 
 def _invited(platform: str, address: str, ca: str, notice: Notice) -> bytes:

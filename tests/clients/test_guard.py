@@ -59,7 +59,7 @@ def test_a_plan_without_privacy_must_be_allowed(plan, ledger, roster) -> None:
         LedgerGuard(ledger, BUDGET, lambda: roster).accept(plan, None)
     allowing = LedgerGuard(ledger, BUDGET, lambda: roster, allow_none=True)
     allowing.accept(plan, None)
-    allowing.charge(plan, RUN, 1)
+    allowing.charge(plan, RUN, 1, 2)
     assert ledger.records == ()
 
 
@@ -112,7 +112,7 @@ def test_a_plan_is_priced_here_whatever_it_says_of_itself(private, ledger, roste
 def test_what_was_spent_in_other_runs_counts(private, ledger, roster) -> None:
     guard = LedgerGuard(ledger, BUDGET, lambda: roster)
     for number in range(1, private.federation.rounds + 1):
-        guard.charge(private, RUN, number)
+        guard.charge(private, RUN, number, 2)
     assert ledger.spent(1e-5, RUN) == pytest.approx(epsilon(run_events(private, 3), 1e-5))
     with pytest.raises(ConfigError, match=r"all that was spent before.*raise --life-epsilon"):
         guard.accept(private, None)
@@ -202,6 +202,23 @@ def test_shares_of_noise_are_never_sent_twice(
     first, again = _bytes(platform.train(1)), _bytes(platform.train(1))
     assert first != again
     assert len(ledger.records) == 2
+
+
+def test_noise_is_shared_among_those_whom_the_sum_was_agreed_with(
+    distributed, datasets, ledger, roster, monkeypatch
+) -> None:
+    budget = Budget(epsilon=20.0, delta=1e-5, life_epsilon=20.0)
+    now = [roster]
+    platform = _Platform(distributed, datasets, ledger, roster, monkeypatch, budget)
+    platform.handle._guard._roster = lambda: now[0]
+    platform.ask(wire.Welcome(plan=distributed.to_json()))
+    # A larger roster is accepted, and the coordinator goes on with the sums of the one before.
+    now[0] = identities_for("ABCDEFG")[1].roster
+    platform.train(1)
+    assert ledger.records[-1].event.honest == roster.honest() == 2
+    platform.ask(wire.Welcome(plan=distributed.to_json()))
+    platform.train(2)
+    assert ledger.records[-1].event.honest == now[0].honest() == 3
 
 
 def test_a_round_that_would_overspend_is_left_before_anything_is_computed(
