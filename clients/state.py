@@ -161,7 +161,14 @@ class PlatformFolder:
             raise StateError(
                 f"{path} can't be read: {error.strerror or error}; check who owns it"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError, CrossrecError) as error:
+        except (
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            CrossrecError,
+        ) as error:
             raise StateError(
                 f"{path} is damaged ({error or type(error).__name__}); "
                 "move it away and take part again"

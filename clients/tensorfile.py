@@ -51,7 +51,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]
     text = metadata[_DOCUMENT]
     if _digest(text, tensors) != metadata[_DIGEST]:
         raise ValueError("its checksum differs")
-    document: dict[str, Any] = json.loads(text)
+    try:
+        document = json.loads(text)
+    except RecursionError:
+        document = None
+    if not isinstance(document, dict):
+        raise ValueError("its description is no JSON object")
     return document, tensors
 
 
