@@ -256,7 +256,8 @@ def _read_trained(document: dict[str, Any], left: _Left) -> Trained:
     weights = document["mixtures"]
     mixtures = {
         name: Mixture(
-            names=tuple(weights[name]["names"]), weights=tuple(map(float, weights[name]["weights"]))
+            names=tuple(map(_text, weights[name]["names"])),
+            weights=tuple(map(float, weights[name]["weights"])),
         )
         for name in ("local", "federated")
     }
@@ -273,6 +274,12 @@ def _read_trained(document: dict[str, Any], left: _Left) -> Trained:
         mixtures=Mixtures(**mixtures, trial=trial),
     )
     return Trained(kept=kept, personal=personal)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name is no text")
+    return value
 
 
 def _take_statistics(prefix: str, left: _Left) -> Statistics:

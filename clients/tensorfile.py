@@ -52,12 +52,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]
     if _digest(text, tensors) != metadata[_DIGEST]:
         raise ValueError("its checksum differs")
     try:
-        document = json.loads(text)
+        document: dict[str, Any] = json.loads(text)
     except RecursionError:
-        document = None
-    if not isinstance(document, dict):
-        raise ValueError("its description is no JSON object")
-    return document, tensors
+        raise ValueError("its description is nested too deeply") from None
+    return dict(document), tensors
 
 
 def _digest(text: str, tensors: Tensors) -> str:

@@ -84,8 +84,8 @@ class ModelConfig:
             _within("model.tower", width, 1, _WIDEST)
         if len(self.tower) < 2 or self.tower[0] != 2 * self.dimension or self.tower[-1] != 1:
             raise ConfigError(
-                f"model.tower = {shown(list(self.tower))} must start at 2 x dimension = {2 * self.dimension} "
-                "and end at 1; change the tower or the dimension"
+                f"model.tower = {shown(list(self.tower))} must start at 2 x dimension = "
+                f"{2 * self.dimension} and end at 1; change the tower or the dimension"
             )
 
 

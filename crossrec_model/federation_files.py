@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crossrec_model.config import Plan
-from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.errors import ConfigError, CrossrecError, shown
 from crossrec_model.keyfile import read_small
 from crossrec_model.secagg.identity import (
     Card,
@@ -78,15 +78,15 @@ def read_settings(path: Path) -> FederationSettings:
         raise ConfigError(f"{path} is missing; make it with: python -m server init") from None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}; check who owns it") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML ({error}); correct it") from None
     name, host, port = (document.get(k) for k in ("name", "host", "port"))
     for key, value in (("name", name), ("host", host)):
         if not isinstance(value, str) or not value.strip():
-            raise ConfigError(f'{path}: {key} = {value!r} is no text; write {key} = "…"')
+            raise ConfigError(f'{path}: {key} = {shown(value)} is no text; write {key} = "…"')
     port = PORT if port is None else port
     if type(port) is not int or not 0 < port < 65536:
-        raise ConfigError(f"{path}: port = {port!r} is outside 1 to 65535; write e.g. {PORT}")
+        raise ConfigError(f"{path}: port = {shown(port)} is outside 1 to 65535; write e.g. {PORT}")
     return FederationSettings(name=str(name), host=str(host), port=port)
 
 
@@ -116,7 +116,7 @@ def read_plan(path: Path, signer: PublicIdentity) -> VersionedPlan | None:
         return None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}; check who owns it") from None
-    except CrossrecError as error:
+    except (CrossrecError, RecursionError) as error:
         raise ConfigError(
             f"{path} can't be trusted ({error}); get it anew from the coordinator's operator"
         ) from None

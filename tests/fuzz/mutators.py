@@ -27,7 +27,19 @@ NUMBERS: Final = (
 TEXTS: Final = (
     *("", " ", "\0", "\x1b[2J", "\x7f", "\u202e", "\ufeff", "\ufffd", "\U0001f600", "a\u0301"),
     *("\ud800", "\udfff\ud800", "\r\n", "\x85", "\u2028", "\u0661", "\u0130", "../../etc/passwd"),
-    *("/dev/zero", "%s%n", "{0}", "A" * 65, "A" * 300, "é" * 5000, "-1", "1e999", "None", "=1+1"),
+    *(
+        "/dev/zero",
+        "%s%n",
+        "{0}",
+        "A" * 65,
+        "A" * 300,
+        "é" * 5000,
+        "9" * 5000,
+        "-1",
+        "1e999",
+        "None",
+        "=1+1",
+    ),
     *("\x1f", "\t", "'", '"', "\\", "*/" * 30, "**/" * 60, "xn--" + "a" * 60, "." * 64),
 )
 #: Bytes that are not UTF-8, or are it in a way that is forbidden.
@@ -267,11 +279,13 @@ def _tree(data: bytes, rng: random.Random) -> bytes:
 OF_JSON: Final[tuple[Change, ...]] = (_tree,) * 14 + OF_TEXT
 
 
-def mutate(pool: Sequence[bytes], changes: Sequence[Change], rng: random.Random) -> bytes:
-    """Return a changed input made from one or two of `pool`."""
-    data = rng.choice(pool)
+def mutate(
+    seeds: Sequence[bytes], found: Sequence[bytes], changes: Sequence[Change], rng: random.Random
+) -> bytes:
+    """Return a changed input made from one or two of the seeds, or of what was accepted before."""
+    data = rng.choice(found if found and rng.random() < 0.3 else seeds)
     if rng.random() < 0.08:
-        other = rng.choice(pool)
+        other = rng.choice(seeds)
         data = data[: _place(data, rng)] + other[_place(other, rng) :]
     for _ in range(rng.choice((1, 1, 1, 2, 3, 5))):
         data = rng.choice(changes)(data, rng)[:MOST_BYTES]

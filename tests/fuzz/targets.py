@@ -34,11 +34,11 @@ class UnclearRefusalError(Exception):
 
 
 class Cost(Enum):
-    """How many inputs a target gets of a hundred thousand, and about how long each takes."""
+    """How many inputs a target gets beside the others, by how long each takes."""
 
-    CHEAP = 4000  # up to 0.3 ms
-    MEDIUM = 700  # up to 3 ms
-    DEAR = 60  # more
+    CHEAP = 12  # up to a millisecond
+    MEDIUM = 4  # a few
+    DEAR = 1  # tens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from targets import OF_JSON, OF_TEXT, Check, Target, judge, same
+from targets import OF_JSON, OF_TEXT, Check, Cost, Target, judge, same
 
 from crossrec_model.config import Plan
 from crossrec_model.errors import WireError
@@ -278,12 +278,14 @@ TARGETS: Final = (
         seeds=lambda: [notice().to_json()],
         check=_plain(both(_notice, sealed_notice)),
         changes=OF_JSON,
+        cost=Cost.MEDIUM,
     ),
     Target(
         name="invitation.invitation",
         seeds=lambda: [invitation().to_json()],
         check=_plain(both(_invitation, sealed_all)),
         changes=OF_JSON,
+        cost=Cost.MEDIUM,
     ),
     Target(
         name="node_pass.document",
