@@ -522,6 +522,7 @@ TARGETS: Final = (
         check=_plain(_signed_settings),
         changes=OF_TEXT,
         cost=Cost.DEAR,
+        memory_mib=512,
     ),
     Target(
         name="coordinator.audit",

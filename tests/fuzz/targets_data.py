@@ -34,7 +34,7 @@ _TABLES: Final = ("interactions", "catalogue", "users")
 _CSV: Final = {
     "interactions": "user_id,item_id,event,time,quantity,price,shop_id,context_device\n"
     + "".join(
-        f"u{n % 4},i{n % 3},{event},2025-{1 + n:02}-0{1 + n}T12:00:00Z,{n + 1},1.5,s1,{'app' if n else ''}\n"
+        f"u{n % 4},i{n % 3},{event},2025-{1 + n:02}-0{1 + n}T12:00:00Z,{n + 1},1.5,s1,app\n"
         for n, event in enumerate(("view", "favourite", "cart", "purchase", "purchase"))
     ),
     "catalogue": "item_id,shared_id,title,category,brand,price,vector_text\n"
@@ -320,7 +320,7 @@ TARGETS: Final = (
             bombs={
                 "parquet": lambda: [bytes((at,)) + _bomb() for at in range(3)],
                 "csv.gz": lambda: [b"\0" + _packed(40_000)],
-            }.get(kind, lambda: []),
+            }.get(kind, list),
         )
         for kind in _ENDINGS
     ),

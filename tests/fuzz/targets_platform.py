@@ -434,7 +434,12 @@ TARGETS: Final = (
         name="plan.toml", seeds=_plan_texts, check=_plan_toml, changes=OF_TEXT, cost=Cost.MEDIUM
     ),
     Target(
-        name="platform.terms", seeds=_private_plans, check=_terms, changes=OF_JSON, cost=Cost.DEAR
+        name="platform.terms",
+        seeds=_private_plans,
+        check=_terms,
+        changes=OF_JSON,
+        cost=Cost.DEAR,
+        memory_mib=512,
     ),
     *(
         Target(

@@ -26,7 +26,7 @@ from crossrec_model.secagg.participant import State
 from crossrec_model.secagg.shamir import combine_many, share_many
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "secagg"))
-from federation_in_memory import DIMENSION, RUN, SUBJECT, Federation, grid_of  # noqa: E402
+from federation_in_memory import DIMENSION, RUN, SUBJECT, Federation, grid_of
 
 _EPOCH: Final = bytes(range(16, 32))
 _NAMES: Final = ("p01", "p02", "p03", "p04")

@@ -26,6 +26,13 @@ LIMIT_S: Final = 5.0
 _PREPARING_S: Final = 300.0
 _LOOK_EVERY_S: Final = 0.1
 _WORKER: Final = Path(__file__).with_name("worker.py")
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_ENVIRONMENT: Final = {
+    "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    # Two processes use two cores, and little address space.
+    "POLARS_MAX_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 Job = dict[str, Any]
 
@@ -76,9 +83,7 @@ def _stopped(job: Job, ended: Ended, folder: Path) -> tuple[Outcome, list[Job]]:
             ended.reason = ""
     if ended.reason:
         outcome.defects.append(
-            Defect(
-                target=job["target"], kind=ended.reason, text=ended.reason, file=str(file)
-            )
+            Defect(target=job["target"], kind=ended.reason, text=ended.reason, file=str(file))
         )
     left = job.get("count", 0) - outcome.inputs
     again_seed = f"{job.get('seed')}/after {outcome.inputs}"
@@ -98,7 +103,7 @@ def _worker(jobs: Sequence[Job], folder: Path) -> Ended:
                 [sys.executable, str(_WORKER), str(place), str(listed), str(folder)],
                 stdout=out,
                 stderr=err,
-                env=os.environ | {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                env=os.environ | _ENVIRONMENT,
             )
             try:
                 reason = _watched(process, board)

@@ -24,8 +24,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
-
 from board import PREPARING, TRYING, Board
 from mutators import mutate
 from targets import Check, Target, all_targets, judge
