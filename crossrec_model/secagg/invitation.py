@@ -25,7 +25,7 @@ from crossrec_model.secagg.identity import (
     parse,
     signature_of,
 )
-from crossrec_model.secagg.roster import MAX_VERSION, Roster, SignedRoster
+from crossrec_model.secagg.roster import MAX_VERSION, Roster, SignedRoster, check_name
 
 _PLAN: Final = "plan"
 _INVITATION: Final = "invitation"
@@ -45,7 +45,7 @@ _INVITED: Final = {
     "platform": str,
     "signature": str,
 }
-_ADDRESS: Final = re.compile(r"[^\s/@]{1,253}:\d{1,5}")
+_ADDRESS: Final = re.compile(r"[!-.0-?A-~]{1,253}:[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,11 @@ class SignedPlan:
         """
         what = "the signed plan"
         found = fields(parse(data, what), what, _SIGNED_PLAN)
+        check_name(found["federation"])
         if not 1 <= found["version"] <= MAX_VERSION:
             raise RosterError(f"{what} has a version outside 1 to {MAX_VERSION}; get it anew")
         try:
-            plan = Plan.from_json(found["plan"].encode())
+            plan = Plan.from_json(_ascii(found["plan"], what))
         except ConfigError as error:
             raise RosterError(f"{what} can't be followed here: {error}") from None
         signature = signature_of(found["signature"], what)
@@ -158,8 +159,8 @@ class Notice:
         """
         what = "the notice"
         found = fields(parse(data, what), what, _NOTICE)
-        roster = SignedRoster.from_json(found["roster"].encode(), allow_two=True)
-        made = cls(roster, SignedPlan.from_json(found["plan"].encode()))
+        roster = SignedRoster.from_json(_ascii(found["roster"], what), allow_two=True)
+        made = cls(roster, SignedPlan.from_json(_ascii(found["plan"], what)))
         check_exact(made.to_json(), data, what)
         return made
 
@@ -185,6 +186,7 @@ class Invitation:
         self.roster.public(self.platform)
         if not _ADDRESS.fullmatch(self.address):
             raise RosterError(f"the invitation's address {self.address[:80]!r} is not HOST:PORT")
+        _ascii(self.ca, "the invitation's certificate")
         self.signer.verify(_INVITATION, self._signed(), self.signature)
 
     @property
@@ -230,7 +232,7 @@ class Invitation:
             found["platform"],
             found["address"],
             found["ca"],
-            Notice.from_json(found["notice"].encode()),
+            Notice.from_json(_ascii(found["notice"], what)),
             signature_of(found["signature"], what),
         )
         check_exact(made.to_json(), data, what)
@@ -238,6 +240,14 @@ class Invitation:
 
     def _signed(self) -> bytes:
         return _invited(self.platform, self.address, self.ca, self.notice)
+
+
+def _ascii(text: str, what: str) -> bytes:
+    """The bytes of a text that is part of a document in ASCII; raises RosterError for any other."""
+    try:
+        return text.encode("ascii")
+    except UnicodeEncodeError:
+        raise RosterError(f"{what} is damaged (a text that is not ASCII); get it anew") from None
 
 
 def _invited(platform: str, address: str, ca: str, notice: Notice) -> bytes:

@@ -59,11 +59,7 @@ class Roster:
     allow_two: InitVar[bool] = False
 
     def __post_init__(self, allow_two: bool) -> None:
-        if not re.fullmatch(_NAME, self.federation):
-            raise RosterError(
-                f"federation name {self.federation[:80]!r} is not 1 to 64 letters, digits, spaces, "
-                "dots, dashes or underscores that start with a letter or digit; choose another"
-            )
+        check_name(self.federation)
         if not 1 <= self.version <= MAX_VERSION:
             raise RosterError(
                 f"roster version {str(self.version)[:20]} is outside 1 to {MAX_VERSION}; "
@@ -279,6 +275,15 @@ def honest(members: int, share: float = COLLUDING_SHARE) -> int:
     Even where nobody colludes, a platform that reads the model knows the noise it added itself.
     """
     return threshold(members, share) - max(colluding(members, share), 1)
+
+
+def check_name(federation: str) -> None:
+    """Raise RosterError for a name that no federation can have."""
+    if not re.fullmatch(_NAME, federation):
+        raise RosterError(
+            f"federation name {federation[:80]!r} is not 1 to 64 letters, digits, spaces, dots, "
+            "dashes or underscores that start with a letter or digit; choose another"
+        )
 
 
 def _check_count(count: int, allow_two: bool) -> None:
