@@ -156,7 +156,8 @@ def probe(endpoint: Endpoint) -> None:
         raise NotThereError(error.strerror or str(error) or type(error).__name__) from None
     finally:
         client.close()
-    if status >= 500:
+    # 429: somebody at the same address, maybe not this platform, asked too often.
+    if status >= 500 or status == http.client.TOO_MANY_REQUESTS:
         raise NotThereError(f"it answered {status}")
     if status != 200:
         raise ConnectionRefusedByPeerError(

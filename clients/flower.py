@@ -252,9 +252,10 @@ class _Session:
             try:
                 return method(request)
             except httpx.HTTPStatusError as error:
-                if error.response.status_code < 500:
+                status = error.response.status_code
+                if status < 500 and status != httpx.codes.TOO_MANY_REQUESTS:
                     raise
-                reason = f"it answered {error.response.status_code}"
+                reason = f"it answered {status}"
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
             if time.monotonic() + pause > end:

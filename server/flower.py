@@ -287,11 +287,14 @@ class Link:
             self._state.finish_task(task.task_id, SubStatus.STOPPED, "")
 
     def _owner(self, node: NodeId) -> str | None:
-        """Return the platform that vouched for a node's key; None without a doorkeeper."""
+        """Return the platform that vouches for a node's key; None without a doorkeeper.
+
+        It is "" where none does any more: then the node may speak for nobody.
+        """
         if self._doorkeeper is None:
             return None
         found = list(self._state.get_node_info(node_ids=[node]))
-        return self._doorkeeper.platform_of(found[0].public_key) if found else ""
+        return (self._doorkeeper.platform_of(found[0].public_key) or "") if found else ""
 
     def _start_run(self) -> tuple[Any, Any]:
         """Create a run without a code bundle, and take its task for this process."""

@@ -2,13 +2,15 @@
 
 Every session has a transport key of its own, with which each request is signed. The pass says, signed
 by the identity that the roster lists, which platform that key speaks for, in which federation and
-since when. It travels in a header and is worth nothing to whoever does not hold the transport key.
+since when. It travels in a header; whoever does not hold the transport key can speak in no session with
+it, and at most read the notice, which is signed and no secret among members.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +26,7 @@ from crossrec_model.secagg.identity import (
     signature_of,
 )
 from crossrec_model.secagg.roster import Roster
+from crossrec_model.wire.messages import PLATFORM_ID
 
 HEADER: Final = "crossrec-pass"
 #: Longest header that is looked at, in characters.
@@ -79,8 +82,9 @@ class NodePass:
             node = bytes.fromhex(found["node"])
         except ValueError:
             node = b""
-        if len(node) != 32 or not 0 <= found["time"] < 2**53:
-            raise RosterError(f"{what} is damaged (node or time); connect anew")
+        named = re.fullmatch(PLATFORM_ID, found["platform"])
+        if not named or len(node) != 32 or not 0 <= found["time"] < 2**53:
+            raise RosterError(f"{what} is damaged (platform, node or time); connect anew")
         made = cls(found["platform"], node, found["time"], signature_of(found["signature"], what))
         check_exact(canonical(made._document()), data, what)
         return made
