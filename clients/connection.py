@@ -12,12 +12,13 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from clients.passport import refusal
 from crossrec_model.errors import (
     ConfigError,
     ConnectionRefusedByPeerError,
@@ -43,6 +44,9 @@ Report = Callable[[str], None]
 Item = TypeVar("Item")
 
 PROBE_TIMEOUT_S: Final = 5.0
+#: Where a coordinator tells its signed roster and plan, and the most that is read of it.
+NOTICE: Final = "/federation"
+MOST_NOTICE: Final = 4 << 20
 #: An idle platform polls at a tenth of the time it has been idle, between these bounds (seconds).
 POLL_S: Final = (0.03, 0.5)
 #: So long after an answer it does not slow down: a short question often follows a long answer.
@@ -102,12 +106,14 @@ class Endpoint:
     def context(self) -> ssl.SSLContext:
         """Return a context that verifies the coordinator; ConfigError for an unusable CA file."""
         try:
-            return ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+            context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
         except (OSError, ssl.SSLError):
             raise ConfigError(
                 f"CA file {self.ca} can't be read as a PEM certificate; "
                 "give the coordinator's ca.pem as --ca"
             ) from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        return context
 
 
 def _is_host(host: str) -> bool:
@@ -125,14 +131,7 @@ def probe(endpoint: Endpoint) -> None:
         NotThereError: if trying again may help.
         ConnectionRefusedByPeerError: if only a person can help.
     """
-    port = int(endpoint.port)
-    client: http.client.HTTPConnection
-    if endpoint.insecure:
-        client = http.client.HTTPConnection(endpoint.host, port, timeout=PROBE_TIMEOUT_S)
-    else:
-        client = http.client.HTTPSConnection(
-            endpoint.host, port, timeout=PROBE_TIMEOUT_S, context=endpoint.context()
-        )
+    client = _client(endpoint)
     try:
         client.request("GET", "/health")
         status = client.getresponse().status
@@ -140,7 +139,7 @@ def probe(endpoint: Endpoint) -> None:
         raise ConnectionRefusedByPeerError(_certificate_problem(endpoint, error)) from None
     except ssl.SSLError as error:
         raise ConnectionRefusedByPeerError(
-            f"{endpoint.address} does not speak TLS 1.2 or later ({error.reason}); check the port, "
+            f"{endpoint.address} does not speak TLS 1.3 ({error.reason}); check the port, "
             "and that the coordinator runs with --tls"
         ) from None
     except http.client.HTTPException:
@@ -158,6 +157,41 @@ def probe(endpoint: Endpoint) -> None:
         raise ConnectionRefusedByPeerError(
             f"{endpoint.address} answered {status}: no coordinator listens there; check the address"
         )
+
+
+def fetch_notice(endpoint: Endpoint, headers: Mapping[str, str]) -> bytes | None:
+    """Ask for the federation's signed roster and plan; None from a coordinator that tells none.
+
+    Raises:
+        NotThereError: if trying again may help.
+        ConnectionRefusedByPeerError: if the coordinator refuses this platform.
+    """
+    client = _client(endpoint)
+    try:
+        client.request("GET", NOTICE, headers=dict(headers))
+        response = client.getresponse()
+        body = response.read(MOST_NOTICE + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise NotThereError(str(error) or type(error).__name__) from None
+    finally:
+        client.close()
+    if response.status == http.client.NOT_FOUND:
+        return None
+    if response.status != http.client.OK or len(body) > MOST_NOTICE:
+        word = response.getheader("crossrec-refused", str(response.status))
+        if response.status in {429, 503}:
+            raise NotThereError(f"it answered {response.status}")
+        raise ConnectionRefusedByPeerError(refusal(endpoint.address, word))
+    return body
+
+
+def _client(endpoint: Endpoint) -> http.client.HTTPConnection:
+    port = int(endpoint.port)
+    if endpoint.insecure:
+        return http.client.HTTPConnection(endpoint.host, port, timeout=PROBE_TIMEOUT_S)
+    return http.client.HTTPSConnection(
+        endpoint.host, port, timeout=PROBE_TIMEOUT_S, context=endpoint.context()
+    )
 
 
 def _certificate_problem(endpoint: Endpoint, error: ssl.SSLCertVerificationError) -> str:

@@ -24,9 +24,11 @@ import httpx
 from clients.connection import (
     Endpoint,
     Handler,
+    NotThereError,
     Report,
     abreast,
     answer,
+    fetch_notice,
     pause_after,
     quiet_libraries,
     wait_for_coordinator,
@@ -166,10 +168,14 @@ def serve(
     while not end.reached:
         wait_for_coordinator(endpoint, timeout_s=connect_timeout_s, report=report)
         try:
+            if passport is not None and passport.notice is not None:
+                notice = fetch_notice(endpoint, passport.introduction())
+                if notice is not None:
+                    passport.notice(notice)
             with _session(endpoint, report, passport) as session:
                 report(f"connected to the coordinator at {endpoint.address}")
                 session.work(application, end)
-        except _LostError as reason:
+        except (_LostError, NotThereError) as reason:
             if not end.reached:
                 report(f"lost the coordinator at {endpoint.address} ({reason}); reconnecting")
         except httpx.HTTPStatusError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from clients.state import StateError
-from crossrec_model.durable import write_durably
+from crossrec_model.durable import flush, write_durably
 from crossrec_model.keyfile import alone, read_key, read_small
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.errors import (
@@ -69,6 +69,25 @@ def make_identity(folder: Path, randomness: SystemRandomness) -> tuple[IdentityK
         raise StateError(
             f"state folder {folder} can't be used: {error.strerror}; give another --state"
         ) from None
+
+
+def put_identity_aside(folder: Path) -> Path:
+    """Rename the identity so that a new one can be made; return its new place.
+
+    Raises:
+        StateError: if there is none, or it can't be moved.
+    """
+    load_identity(folder)
+    path = folder / IDENTITY
+    number = 1
+    while (target := folder / f"{IDENTITY}.old-{number}").exists():
+        number += 1
+    try:
+        path.rename(target)
+        flush(folder)
+    except OSError as error:
+        raise StateError(f"identity {path} can't be put aside: {error.strerror}") from None
+    return target
 
 
 def write_card(path: Path, platform: str, key: IdentityKey) -> None:

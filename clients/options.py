@@ -63,13 +63,20 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take part in a new run though the last is unfinished",
     )
+    add_budget_options(parser)
+    add("--no-privacy", action="store_true", help="also follow plans without differential privacy")
+    add("--data-end", type=day, metavar="DAY", help="the data's last day, YYYY-MM-DD")
+    add("--yes", action="store_true", help="accept a changed roster or plan without asking")
+    add("--validation-weeks", type=float, default=8.0, help="from so long before the end (8)")
+    add("--test-weeks", type=float, default=4.0, help="left for testing at the end (4)")
+
+
+def add_budget_options(parser: argparse.ArgumentParser) -> None:
+    """What a user's privacy may cost."""
+    add = parser.add_argument
     add("--epsilon", type=float, default=8.0, help="most a run may cost a user (8)")
     add("--delta", type=float, default=1e-5, help="at this delta (1e-5)")
     add("--life-epsilon", type=float, default=24.0, help="most all runs may cost a user (24)")
-    add("--no-privacy", action="store_true", help="also follow plans without differential privacy")
-    add("--data-end", type=day, metavar="DAY", help="the data's last day, YYYY-MM-DD")
-    add("--validation-weeks", type=float, default=8.0, help="from so long before the end (8)")
-    add("--test-weeks", type=float, default=4.0, help="left for testing at the end (4)")
 
 
 def day(text: str) -> date:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -12,29 +11,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clients.adapters import COMPLETE_JOURNEY, open_source
+from clients.adapters import open_source
 from clients.connection import Handler
 from clients.dataset import Dataset, load_dataset
-from clients.guard import Guard, LedgerGuard
-from clients.keys import load_identity, load_roster, pin, read_roster
+from clients.guard import Guard
 from clients.membership import Received
-from clients.opened import Opened
-from clients.passport import Passport
 from clients.personal import Mixtures, Weighing
 from clients.private import PrivateModel, train_private
 from clients.progress import Progress
 from clients.round import PlatformRound
 from clients.scoring import SharedModel
-from clients.sealing import SealerFor, secure_sealer
+from clients.sealing import SealerFor
 from clients.state import Kept, Personal, PlatformFolder, Trained
 from clients.validation import Validation
 from crossrec_model.config import ModelConfig
 from crossrec_model.data.prepared import PreparedData, prepare
 from crossrec_model.errors import ConfigError, FederationError
 from crossrec_model.parameters import Layout
-from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
+from crossrec_model.privacy.ledger import Budget
 from crossrec_model.randomness import ExperimentRandomness
-from crossrec_model.secagg.roster import COLLUDING_SHARE, FEWEST, OF_TWO, Roster
+from crossrec_model.secagg.roster import COLLUDING_SHARE, OF_TWO
 
 #: Takes the handler to the coordinator and returns when the run is over.
 Serve = Callable[[Handler], None]
@@ -68,6 +64,8 @@ class Settings:
     no_privacy: bool = False
     #: Take part though only two platforms do: the noise alone then protects the users.
     allow_two: bool = False
+    #: Accept a changed roster or plan without asking.
+    yes: bool = False
     #: The day on which the data end, where that is known without looking at them.
     data_end: date | None = None
 
@@ -239,76 +237,6 @@ class Participation:
             self._progress.note(line)
         self._progress.note(f"private training took {time.monotonic() - started:.1f} s")
         return _as_personal(private, mixtures)
-
-
-def sealer_on_disk(settings: Settings, note: Callable[[str], None]) -> SealerFor:
-    """Return the platform's side of the secure sum, from its identity and the roster it trusts.
-
-    Raises:
-        StateError: if there is no identity, or what is on disk is damaged.
-        RosterError: for a roster that is not the pinned one, or without this platform.
-    """
-    folder, platform = settings.folder.path, settings.platform
-    identity = load_identity(folder)
-    if settings.roster is not None:
-        given = read_roster(settings.roster, allow_two=settings.allow_two)
-        given.roster.check_member(platform, identity.public)
-        if line := pin(folder, given, accept=settings.accept_roster):
-            note(line)
-    roster = _pinned(folder)
-    roster.check_member(platform, identity.public)
-    if len(roster.members) < FEWEST:
-        if not settings.allow_two:
-            raise ConfigError(f"{OF_TWO}; wait for a third, or accept this with --allow-two")
-        note(f"warning: {OF_TWO}")
-    return secure_sealer(
-        platform,
-        identity,
-        roster,
-        Opened(folder).check_and_record,
-        least_share=settings.colluding_share,
-    )
-
-
-def passport_on_disk(settings: Settings) -> Passport:
-    """Return what vouches for this platform's connections; raises StateError without an identity."""
-    folder = settings.folder.path
-    return Passport(
-        platform=settings.platform,
-        identity=load_identity(folder),
-        roster=lambda: _pinned(folder),
-    )
-
-
-def _pinned(folder: Path) -> Roster:
-    """The roster that this platform trusts."""
-    pinned = load_roster(folder)
-    if pinned is None:
-        raise ConfigError(
-            "this platform knows no roster yet; get roster.json from the coordinator's operator "
-            "and give it as --roster"
-        )
-    return pinned.roster
-
-
-@contextmanager
-def guard_on_disk(settings: Settings) -> Iterator[LedgerGuard]:
-    """Hold the ledger and yield what keeps plans within the budget; the roster must be pinned.
-
-    Raises:
-        LedgerError: if the ledger is damaged or held by another process.
-    """
-    folder = settings.folder.path
-    roster = _pinned(folder)
-    with Ledger.open(folder / LEDGER) as ledger:
-        yield LedgerGuard(
-            ledger,
-            settings.budget(),
-            roster,
-            allow_none=settings.no_privacy,
-            # The embedded data are public, their period too.
-            public_end=settings.data_end is not None or settings.data == COMPLETE_JOURNEY,
-        )
 
 
 def _days(day: date) -> float:

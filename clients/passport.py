@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ class Passport:
     platform: str
     identity: IdentityKey
     roster: Callable[[], Roster]
+    #: Gets the federation's signed roster and plan at every connection, before anything else.
+    notice: Callable[[bytes], object] | None = None
     clock: Callable[[], float] = time.time
 
     def headers(self, node_key: bytes) -> dict[str, str]:
@@ -38,6 +42,11 @@ class Passport:
         federation, now = federation_of(self.roster()), int(self.clock())
         made = NodePass.issue(self.platform, self.identity, federation, node_key, now)
         return {HEADER: made.to_header()}
+
+    def introduction(self) -> dict[str, str]:
+        """Return headers for a single question, outside a session."""
+        once = os.urandom(32)
+        return self.headers(once) | {"flwr-public-key": base64.b64encode(once).decode("ascii")}
 
 
 def refusal(address: str, reason: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import AbstractContextManager
 from typing import Protocol, TextIO
@@ -9,6 +10,8 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichBars
+
+from crossrec_model.journal import LogFormat, log_handler
 
 
 class Progress(AbstractContextManager["Progress"], Protocol):
@@ -69,7 +72,28 @@ class BarProgress(AbstractContextManager["BarProgress"]):
         self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def progress_for(stream: TextIO | None = None) -> Progress:
-    """Return bars if the stream (default: standard output) is a terminal, else plain lines."""
+class JsonProgress(AbstractContextManager["JsonProgress"]):
+    """One JSON object an event, for a collector of logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._logger = logging.Logger("crossrec.platform.run", logging.INFO)
+        self._logger.addHandler(log_handler(stream, "json"))
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def done(self, stage: str, number: int, total: int, text: str) -> None:
+        """Write the step."""
+        self._logger.info(text, extra={"stage": stage, "number": number, "total": total})
+
+    def note(self, text: str) -> None:
+        """Write a line."""
+        self._logger.info(text)
+
+
+def progress_for(stream: TextIO | None = None, format: LogFormat = "text") -> Progress:
+    """Return JSON lines, or bars if the stream (default: standard output) is a terminal, or lines."""
     target = sys.stdout if stream is None else stream
+    if format == "json":
+        return JsonProgress(target)
     return BarProgress(Console(file=target)) if target.isatty() else PlainProgress(target)

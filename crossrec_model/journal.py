@@ -22,9 +22,9 @@ LogFormat = Literal["text", "json"]
 
 #: Fields that `extra=` may add; the value of any other one is withheld.
 FIELDS: Final = frozenset({
-    "address", "code", "event", "file", "folder", "listener", "next_try_s", "phase", "plan_version",
-    "platform", "platforms", "port", "reason", "roster_version", "round", "rounds", "run", "seconds",
-    "url", "version",
+    "address", "code", "event", "file", "folder", "here", "listener", "needed", "next_try_s", "number",
+    "phase", "plan_version", "platform", "platforms", "port", "reason", "roster_version", "round",
+    "rounds", "run", "seconds", "stage", "total", "url", "version",
 })  # fmt: skip
 _PLAIN: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

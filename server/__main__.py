@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-two", action="store_true", help="run with two platforms only; privacy must be on")
     add("--no-privacy", action="store_true", help="no noise: updates may tell about single users")
     add("--evaluate-every", type=int, default=1, metavar="N", help="0: never (default %(default)s)")
+    add("--log-format", choices=("text", "json"), default="text", help="(default %(default)s)")
+    add("--metrics-port", type=int, metavar="PORT", help="Prometheus metrics on loopback")
     add("--wait", type=float, default=float("inf"), metavar="S", help="give up waiting after S s")
     add("--resume", action="store_true", help="go on from the last checkpoint in --state")
     secure = parser.add_mutually_exclusive_group()
@@ -131,6 +133,8 @@ def _coordinate(options: argparse.Namespace, setup: Setup, initial: InitialModel
     from server.federation import RunOptions, coordinate, starting_point
     from server.journal import keep_journal
     from server.listener import bind, serving
+    from server.metrics import Metrics, serving_metrics
+    from server.progress import Together, progress_for
 
     roster, tls = setup.roster, setup.tls
     with ExitStack() as held:
@@ -151,13 +155,28 @@ def _coordinate(options: argparse.Namespace, setup: Setup, initial: InitialModel
         )
         from server.flower import Link
 
-        keep_journal(state / "coordinator.log")
-        refused = held.enter_context(setup.refusals())
+        keep_journal(state / "coordinator.log", options.log_format)
+        metrics = Metrics()
+        if options.metrics_port is not None:
+            port = held.enter_context(serving_metrics(metrics, options.metrics_port))
+            print(f"metrics on http://127.0.0.1:{port}/metrics", flush=True)
+        refused = held.enter_context(setup.refusals(metrics))
         link = Link(Doorkeeper(setup.current_roster, audit=refused), setup.notice)
         with serving(link.application, listener, tls), link.courier() as courier:
             scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
             print(f"coordinator on {scheme}://{setup.host}:{port}", flush=True)
-            end = coordinate(courier, state, start, run, roster)
+            try:
+                end = coordinate(
+                    courier,
+                    state,
+                    start,
+                    run,
+                    roster,
+                    database=setup.database,
+                    progress=Together(progress_for(format=options.log_format), metrics),
+                )
+            finally:
+                metrics.ended()
     print(f"finished after round {end.round}; the model is in {state / 'checkpoints'}", flush=True)
     return 0
 

@@ -41,6 +41,7 @@ class Admission:
         timeout_s: float,
         objection: Callable[[str], str | None],
         note: Callable[[str], None],
+        joined: Callable[[str, str], object] = lambda platform, software: None,
     ) -> None:
         self._courier, self._note, self._admits = courier, note, objection
         self._hello = encode(Hello(session=session))
@@ -48,6 +49,8 @@ class Admission:
         self._dimension, self._timeout_s = dimension, timeout_s
         self._registry = Registry()
         self._silent: dict[NodeId, float] = {}
+        self._joined = joined
+        self._software: dict[NodeId, str] = {}
         self.agreed: WelcomeReply | None = None
 
     def seats(self) -> dict[str, NodeId]:
@@ -113,6 +116,7 @@ class Admission:
                 self._refuse(node, reply.platform, problem)
             else:
                 named[node] = reply.platform
+                self._software[node] = reply.software_version
         return named
 
     def _decoded(self, node: NodeId, answer: Payload | Lost) -> HelloReply | None:
@@ -132,6 +136,7 @@ class Admission:
             problem = str(answer.loss) if isinstance(answer, Lost) else self._objection(answer)
             if problem is None:
                 self._note(f"platform {platform} joined")
+                self._joined(platform, self._software.pop(node, ""))
                 continue
             self._registry = self._registry.vacate(platform)
             if isinstance(answer, Lost):

@@ -119,6 +119,22 @@ def _renew(arguments: Sequence[str]) -> list[str]:
     return renew(FederationFolder(folder_path), audit=audit_in(folder_path))
 
 
+def _status(arguments: Sequence[str]) -> list[str]:
+    parser = Parser(
+        prog="python -m server status", description="Say what the coordinator's database tells."
+    )
+    add_federation(parser)
+    folder_path = parser.parse_args(arguments).federation
+    from server.federation import DATABASE
+    from server.folder import FederationFolder
+    from server.store import Store
+
+    folder = FederationFolder(folder_path)
+    url = folder.settings().database or f"sqlite:///{folder.state.absolute() / DATABASE}"
+    with Store.open(url, create=False) as store:
+        return store.status()
+
+
 def _certificates(arguments: Sequence[str]) -> list[str]:
     parser = Parser(prog="python -m server certificates")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -177,6 +193,7 @@ COMMANDS: Final[dict[str, Callable[[Sequence[str]], list[str]]]] = {
     "expel": _expel,
     "plan": _plan,
     "renew": _renew,
+    "status": _status,
     "certificates": _certificates,
     "roster": _roster,
 }

@@ -18,16 +18,17 @@ from server.admission import Admission
 from server.aggregation import Aggregation, CohortTooSmallError
 from server.checkpoint import Checkpoint, CheckpointStore, RoundRecord
 from server.courier import Courier, NodeId
-from server.openings import FILE as OPENINGS
-from server.openings import Openings
 from server.optimizer import initial_state
 from server.progress import Progress, progress_for
 from server.round import ModelVersion, Outcome, RoundRunner
 from server.securesum import SecureSum
+from server.store import Store
 
 #: How often the coordinator looks for new platforms while it waits.
 LOOK_EVERY_S: Final = 0.1
 FINISH_TIMEOUT_S: Final = 60.0
+#: SQLite's file in the state folder, where no other database is named.
+DATABASE: Final = "coordinator.db"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ def fresh_start(plan: Plan, parameters: FloatVector) -> Checkpoint:
 class Federation:
     """Drives one run over a courier; `save` is called with every new checkpoint.
 
+    `joined` hears of each platform that accepts the plan: its id, and its software's version.
+
     Raises:
         FederationError: if fewer platforms are to be waited for than a sum needs.
     """
@@ -81,6 +84,7 @@ class Federation:
         aggregation: Aggregation,
         save: Callable[[Checkpoint], object],
         progress: Progress,
+        joined: Callable[[str, str], object] = lambda platform, software: None,
     ) -> None:
         self._courier, self._options = courier, options
         self._save, self._progress = save, progress
@@ -106,6 +110,7 @@ class Federation:
             timeout_s=self._config.round_timeout_s,
             objection=aggregation.objection,
             note=progress.note,
+            joined=joined,
         )
 
     def run(self) -> Checkpoint:
@@ -131,7 +136,7 @@ class Federation:
                         f"round {self._checkpoint.round + 1} failed for {self._options.wait_s:g} s: "
                         f"{error}; all before it is saved: start again with --resume"
                     ) from None
-                self._progress.note(f"round {self._checkpoint.round + 1} is repeated: {error}")
+                self._progress.round_repeated(self._checkpoint.round + 1, str(error))
                 self._admission.lost(seats[platform] for platform in error.lost)
                 # A platform that fails at once must not be asked in a tight loop.
                 time.sleep(min(1.0, self._options.wait_s))
@@ -211,7 +216,7 @@ class Federation:
 
     def _left_out(self, outcome: Outcome, seats: dict[str, NodeId]) -> None:
         for platform, reason in sorted(outcome.lost.items()):
-            self._progress.note(f"platform {platform} was left out: {reason}")
+            self._progress.left_out(platform, str(reason))
         if outcome.lost:
             self._admission.lost(seats[platform] for platform in outcome.lost)
 
@@ -227,23 +232,55 @@ class Federation:
 
 
 def coordinate(
-    courier: Courier, state: Path, start: Checkpoint, options: RunOptions, roster: Roster
+    courier: Courier,
+    state: Path,
+    start: Checkpoint,
+    options: RunOptions,
+    roster: Roster,
+    *,
+    database: str = "",
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Run from a starting point, show the progress, save to the state folder; return the end.
 
-    Sums are always secure here.
+    Sums are always secure here. `database` is SQLAlchemy's URL, empty for SQLite in the state folder.
 
     Raises:
-        FederationError: as `Federation.run`.
+        FederationError: as `Federation.run`, or for a database that can't be used.
         ConfigError: for a plan that can't be summed securely over the roster.
     """
-    store = CheckpointStore(state)
-    with progress_for() as progress:
-        openings = Openings(start.run, state / OPENINGS)
-        aggregation = SecureSum(courier, start.plan, roster, openings, progress.note)
-        return Federation(
-            courier, start, options, aggregation=aggregation, save=store.save, progress=progress
-        ).run()
+    checkpoints, run = CheckpointStore(state), start.run
+    url = database or f"sqlite:///{state.absolute() / DATABASE}"
+    with Store.open(url) as store, progress or progress_for() as listener:
+        store.begin_run(run, start.plan.to_json())
+        store.take_over(run, start.history)
+
+        def save(checkpoint: Checkpoint) -> None:
+            # The checkpoint first: what the database lacks is taken over at the next start.
+            checkpoints.save(checkpoint)
+            if checkpoint.history:
+                store.save_round(run, checkpoint.history[-1])
+
+        openings = store.openings(run)
+        aggregation = SecureSum(courier, start.plan, roster, openings, listener.note)
+        try:
+            end = Federation(
+                courier,
+                start,
+                options,
+                aggregation=aggregation,
+                save=save,
+                progress=listener,
+                joined=lambda platform, software: store.saw({platform: software}),
+            ).run()
+        except FederationError:
+            store.end_run(run, "failed")
+            raise
+        except BaseException:
+            store.end_run(run, "stopped")
+            raise
+        store.end_run(run, "finished")
+        return end
 
 
 def starting_point(

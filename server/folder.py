@@ -32,6 +32,8 @@ from server.tls import TlsFiles
 SETTINGS: Final = "federation.toml"
 #: Worked out from epsilon, so never set by hand.
 _WORKED_OUT: Final = ("multiplier", "statistics_multiplier")
+_COORDINATOR: Final = {"name": str, "host": str, "port": int, "listen": str, "database": str}
+_ASKED: Final = {"noise": str, "epsilon": float, "delta": float}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,23 +145,27 @@ class Settings:
                 raise ConfigError(f"privacy.{key} is worked out from epsilon; leave it out")
         asked = {k: privacy.pop(k) for k in ("noise", "epsilon", "delta") if k in privacy}
         plan = Plan.from_document(document | {"privacy": privacy})
-        kinds = {"name": str, "host": str, "port": int, "listen": str, "database": str}
-        kinds |= {"noise": str, "epsilon": float, "delta": float}
-        values: dict[str, Any] = {}
-        for key, value in (own | asked).items():
-            kind = kinds.get(key)
-            if kind is float and type(value) is int:
-                value = float(value)
-            if kind is None or type(value) is not kind or (key in asked) != (key not in own):
-                raise ConfigError(
-                    f"{SETTINGS}: {key} = {value!r} is unknown or of another type; known in "
-                    "[coordinator]: name, host, port, listen, database"
-                )
-            values[key] = value
+        values = _typed("coordinator", own, _COORDINATOR) | _typed("privacy", asked, _ASKED)
         for key in ("name", "host"):
             if key not in values:
                 raise ConfigError(f"{SETTINGS}: coordinator.{key} is missing; set it")
         return cls(plan=plan, **values)
+
+
+def _typed(table: str, given: dict[str, Any], kinds: dict[str, type]) -> dict[str, Any]:
+    """The values, each of its type; a whole number will do for a float."""
+    values = {}
+    for key, value in given.items():
+        kind = kinds.get(key)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is None or type(value) is not kind:
+            raise ConfigError(
+                f"{SETTINGS}: {table}.{key} = {value!r} is unknown or of another type; known there: "
+                f"{', '.join(kinds)}"
+            )
+        values[key] = value
+    return values
 
 
 def _assignments(table: dict[str, Any]) -> list[str]:

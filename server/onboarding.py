@@ -122,7 +122,7 @@ def renew(folder: FederationFolder, *, audit: Audit) -> list[str]:
     """Make a new server certificate under the federation's authority; return lines."""
     settings = folder.settings()
     renew_certificate(folder.path, [settings.host])
-    audit("certificate renewed", settings.host)
+    audit("certificate_renewed", settings.host)
     return [f"new certificate for {settings.host}; it counts from the coordinator's next start"]
 
 

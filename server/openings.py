@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from crossrec_model.durable import write_durably
 from crossrec_model.errors import FederationError
 from crossrec_model.secagg.messages import Kind
 
 FILE: Final = "openings.json"
+
+
+class KeptOpenings(Protocol):
+    """Remembers which sums were begun to be opened, whatever keeps it."""
+
+    def of(self, kind: Kind, number: int) -> tuple[str, ...] | None:
+        """The platforms over whom a round was begun to be opened, None if it was not."""
+
+    def begin(self, kind: Kind, number: int, platforms: tuple[str, ...]) -> None:
+        """Write down an opening; it is durable when this returns."""
 
 
 class Openings:

@@ -20,7 +20,7 @@ from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire.messages import Secure, decode_as, encode
 from server.aggregation import CohortTooSmallError, Gathered, Question, part_of
 from server.courier import Courier, Lost, NodeId
-from server.openings import Openings
+from server.openings import KeptOpenings
 
 #: Agreeing on keys and revealing shares is a moment's work for an idle platform.
 SHORT_TRIP_S: Final = 60.0
@@ -58,7 +58,7 @@ class SecureSum:
         courier: Courier,
         plan: Plan,
         roster: Roster,
-        openings: Openings,
+        openings: KeptOpenings,
         note: Callable[[str], None],
     ) -> None:
         self._courier, self._limits, self._note = courier, plan.aggregation, note

@@ -15,6 +15,7 @@ from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 from server.audit import AUDIT, AuditLog
 from server.folder import FederationFolder
+from server.metrics import Metrics
 from server.tls import TlsFiles
 
 #: Options that the federation's folder answers.
@@ -45,17 +46,21 @@ class Setup:
     notice: Callable[[], bytes] | None = None
     door: Callable[[], Roster] | None = None
     audit: Path | None = None
+    database: str = ""
 
     @contextmanager
-    def refusals(self) -> Iterator[Callable[[str, str, str], None]]:
-        """Yield what takes down (reason, platform, address) of each refusal."""
+    def refusals(self, metrics: Metrics) -> Iterator[Callable[[str, str, str], None]]:
+        """Yield what counts and takes down (reason, platform, address) of each refusal."""
         if self.audit is None:
-            yield lambda reason, platform, address: None
+            yield lambda reason, platform, address: metrics.refused(reason)
             return
         with AuditLog.open(self.audit) as log:
+            metrics.audited(log.head.sequence)
 
             def record(reason: str, platform: str, address: str) -> None:
+                metrics.refused(reason)
                 log.record("refused", reason=reason, platform=platform, address=address)
+                metrics.audited(log.head.sequence)
 
             yield record
 
@@ -107,6 +112,7 @@ def federation_setup(options: argparse.Namespace) -> Setup:
         notice=notice.to_json,
         door=_Watched(folder, roster),
         audit=folder.path / AUDIT,
+        database=settings.database,
     )
 
 

@@ -165,7 +165,7 @@ def _name(common: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, lifetime: datetime.timedelta = LIFETIME
+    subject: x509.Name, issuer: x509.Name, lifetime: datetime.timedelta
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -212,7 +212,7 @@ def _server_certificate(
     alternatives = x509.SubjectAlternativeName([_alternative(host) for host in every])
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     return (
-        _builder(_name("crossrec coordinator"), issuer)
+        _builder(_name("crossrec coordinator"), issuer, LIFETIME)
         .public_key(key.public_key())
         .add_extension(alternatives, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

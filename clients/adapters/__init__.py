@@ -13,12 +13,13 @@ from crossrec_model.errors import DataError
 COMPLETE_JOURNEY = "complete-journey"
 
 
-def open_source(data: str, platform_id: str) -> Source:
+def open_source(data: str, platform_id: str, *, first_rows: int | None = None) -> Source:
     """Open the source that `--data` names.
 
     Args:
         data: `complete-journey`, a folder with a `crossrec.toml`, or a `.toml` file with `[sql]`.
         platform_id: which of the embedded platforms (A, B or C); own data has only one platform.
+        first_rows: where a query would be run as a whole, let it deliver so many rows at most.
 
     Raises:
         DataError: there is no such source, or its description is wrong.
@@ -31,7 +32,9 @@ def open_source(data: str, platform_id: str) -> Source:
             raise DataError(f"{path} has no {DESCRIPTION}; write one that names files and columns")
         return FolderSource(path)
     if path.is_file() and path.suffix == ".toml":
-        return FolderSource(path.parent) if path.name == DESCRIPTION else SqlSource(path)
+        if path.name == DESCRIPTION:
+            return FolderSource(path.parent)
+        return SqlSource(path, first_rows=first_rows)
     raise DataError(
         f"there is no source {data!r}; give {COMPLETE_JOURNEY}, a folder with {DESCRIPTION}, or a "
         ".toml file with [sql]"

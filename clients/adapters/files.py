@@ -144,6 +144,11 @@ class FolderSource:
         """`name` in the description, else the folder's own name."""
         return self._name
 
+    @property
+    def mappings(self) -> Mapping[str, TableMapping]:
+        """What each table's columns mean."""
+        return {table: files.mapping for table, files in self._tables.items()}
+
     def interactions(self) -> pl.LazyFrame:
         """One row per event."""
         return self._tables["interactions"].scan(self._folder)

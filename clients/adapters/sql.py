@@ -51,12 +51,13 @@ class SqlSource:
             PostgreSQL address) or `database_env` (the environment variable that holds it),
             `engine` where the database's name doesn't tell it, and the queries `interactions`,
             `catalogue` and perhaps `users`; then a mapping section for each, if needed.
+        first_rows: take so many rows of each query at most, None for all.
 
     Raises:
         DataError: the description is wrong.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, first_rows: int | None = None) -> None:
         description = read_description(file)
         sql = description.get("sql")
         if sql is None:
@@ -69,9 +70,15 @@ class SqlSource:
         self._name = description_name(description, file.stem)
         self._queries = _queries(sql)
         self._engine, self._database = _database(sql, file.absolute().parent)
-        self._mappings = {
+        self.mappings = {
             table: TableMapping.parse(table, description.get(table, {})) for table in self._queries
         }
+        if first_rows is not None:
+            # The line end ends a comment that the query may end with.
+            self._queries = {
+                table: f"SELECT * FROM (\n{query}\n) AS all_rows LIMIT {first_rows:d}"  # noqa: S608
+                for table, query in self._queries.items()
+            }
         self._exported: dict[str, Path] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="crossrec-sql-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -106,7 +113,7 @@ class SqlSource:
             )
         path = self._exported[table]
         frame = read_csv(path) if path.suffix == ".csv" else read_parquet(path)
-        return self._mappings[table].apply(frame, file=f"query {table}")
+        return self.mappings[table].apply(frame, file=f"query {table}")
 
 
 def _queries(sql: Mapping[str, Any]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from crossrec_model.privacy.planning import private_plan, run_events
 from crossrec_model.privacy.pricing import epsilon
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import IdentityKey, Member
+from crossrec_model.secagg.invitation import SignedPlan
 from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Reader, Vector
@@ -55,8 +56,8 @@ def distributed(plan: Plan) -> Plan:
 
 def test_a_plan_without_privacy_must_be_allowed(plan, ledger, roster) -> None:
     with pytest.raises(ConfigError, match=r"no differential privacy.*--no-privacy"):
-        LedgerGuard(ledger, BUDGET, roster).accept(plan, None)
-    allowing = LedgerGuard(ledger, BUDGET, roster, allow_none=True)
+        LedgerGuard(ledger, BUDGET, lambda: roster).accept(plan, None)
+    allowing = LedgerGuard(ledger, BUDGET, lambda: roster, allow_none=True)
     allowing.accept(plan, None)
     allowing.charge(plan, RUN, 1)
     assert ledger.records == ()
@@ -68,7 +69,7 @@ def test_of_two_platforms_none_goes_without_privacy(plan, private, ledger) -> No
         Member(name, IdentityKey.generate(SystemRandomness()).public) for name in ("A", "B")
     )
     two = Roster(federation="x", version=1, members=members, signer=key.public, allow_two=True)
-    guard = LedgerGuard(ledger, BUDGET, two, allow_none=True)
+    guard = LedgerGuard(ledger, BUDGET, lambda: two, allow_none=True)
     with pytest.raises(ConfigError, match="only the noise of differential privacy protects"):
         guard.accept(plan, None)
     guard.accept(private, None)
@@ -76,13 +77,26 @@ def test_of_two_platforms_none_goes_without_privacy(plan, private, ledger) -> No
     assert guard.honest(private) == 1
 
 
+def test_only_the_accepted_plan_is_followed(private, ledger, roster) -> None:
+    signer = IdentityKey.generate(SystemRandomness())
+    signed = SignedPlan.sign(replace(roster, signer=signer.public), 2, private, signer)
+    guard = LedgerGuard(ledger, BUDGET, lambda: roster, agreed=lambda: signed)
+    guard.accept(private, None)
+    # Cheaper and within the budget, and still not what was agreed.
+    quieter = replace(private, privacy=replace(private.privacy, multiplier=99.0))
+    with pytest.raises(
+        ConfigError, match="is not the signed version 2 that this platform accepted"
+    ):
+        guard.accept(quieter, None)
+
+
 def test_a_private_plan_needs_a_public_end_of_the_data(private, ledger, roster) -> None:
     with pytest.raises(ConfigError, match="--data-end YYYY-MM-DD"):
-        LedgerGuard(ledger, BUDGET, roster, public_end=False).accept(private, None)
+        LedgerGuard(ledger, BUDGET, lambda: roster, public_end=False).accept(private, None)
 
 
 def test_a_plan_is_priced_here_whatever_it_says_of_itself(private, ledger, roster) -> None:
-    guard = LedgerGuard(ledger, BUDGET, roster)
+    guard = LedgerGuard(ledger, BUDGET, lambda: roster)
     guard.accept(private, None)
     louder = replace(private, privacy=replace(private.privacy, multiplier=0.5))
     asked = epsilon(run_events(louder, 3), 1e-5)
@@ -90,13 +104,13 @@ def test_a_plan_is_priced_here_whatever_it_says_of_itself(private, ledger, roste
         ConfigError, match=rf"epsilon = {asked:.3g} at delta = 1e-05, more than --eps"
     ):
         guard.accept(louder, None)
-    strict = LedgerGuard(ledger, replace(BUDGET, epsilon=4.0), roster)
+    strict = LedgerGuard(ledger, replace(BUDGET, epsilon=4.0), lambda: roster)
     with pytest.raises(ConfigError, match="raise --epsilon"):
         strict.accept(private, None)
 
 
 def test_what_was_spent_in_other_runs_counts(private, ledger, roster) -> None:
-    guard = LedgerGuard(ledger, BUDGET, roster)
+    guard = LedgerGuard(ledger, BUDGET, lambda: roster)
     for number in range(1, private.federation.rounds + 1):
         guard.charge(private, RUN, number)
     assert ledger.spent(1e-5, RUN) == pytest.approx(epsilon(run_events(private, 3), 1e-5))
@@ -128,7 +142,7 @@ class _Platform:
             "A",
             lambda model: datasets["A"],
             PlainSealer,
-            guard=LedgerGuard(ledger, budget, roster),
+            guard=LedgerGuard(ledger, budget, lambda: roster),
             warn=self.said.append,
         )
         self.welcomed = self.ask(wire.Welcome(plan=plan.to_json()))

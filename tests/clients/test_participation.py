@@ -14,12 +14,13 @@ import torch
 from clients.dataset import load_dataset
 from clients.guard import OpenGuard
 from clients.keys import read_roster
-from clients.participation import Participation, Settings, sealer_on_disk
+from clients.participation import Participation, Settings
 from clients.personal import Weighing
 from clients.private import train_private
 from clients.progress import PlainProgress
 from clients.recommend import COLD_REASON, REASONS, Recommender
 from clients.scoring import Moment, SharedModel
+from clients.standing import sealer_on_disk
 from clients.state import PlatformFolder, StateError
 from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError, DataError, FederationError

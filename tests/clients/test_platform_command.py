@@ -263,7 +263,7 @@ SERVER = ("--server", "https://127.0.0.1:9")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--id", "A"), "the following arguments are required: --data, --server; see"),
+        (("--id", "A"), "the following arguments are required: --data; see"),
         (("--id", "../A", "--data", "d", *SERVER), "platform id '../A' is not"),
         (("--id", "A", "--data", "d", *SERVER, "--threads", "0"), "threads = 0 is outside"),
         (("--id", "A", "--data", "d", *SERVER, "--threads", "x"), "invalid int value: 'x'"),

@@ -37,6 +37,12 @@ PLAN = Plan(
 class _Lines:
     """Keeps what the coordinator says."""
 
+    def round_repeated(self, number, reason) -> None:
+        self.note(reason)
+
+    def left_out(self, platform, reason) -> None:
+        self.note(reason)
+
     def __init__(self) -> None:
         self.said: list[str] = []
 

@@ -1,0 +1,1 @@
+"""What a platform's doctor looks at, one file a subject."""

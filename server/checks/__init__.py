@@ -1,0 +1,1 @@
+"""What the coordinator's doctor looks at, one file a subject."""

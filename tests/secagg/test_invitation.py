@@ -1,0 +1,109 @@
+"""Signed plans, notices and invitations: one form, one signer, nothing that was changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from crossrec_model.config import FederationConfig, Plan
+from crossrec_model.randomness import SystemRandomness
+from crossrec_model.secagg.errors import RosterError, SecureSumError, SignatureError
+from crossrec_model.secagg.identity import IdentityKey, Member, canonical
+from crossrec_model.secagg.invitation import Invitation, Notice, SignedPlan
+from crossrec_model.secagg.roster import Roster, SignedRoster, sign
+
+KEYS = {name: IdentityKey.generate(SystemRandomness()) for name in "ABC"}
+SIGNER, OTHER = (IdentityKey.generate(SystemRandomness()) for _ in range(2))
+PLAN = Plan(federation=FederationConfig(rounds=5))
+CA = "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----\n"
+
+
+def _roster(
+    federation: str = "north", *, signer: IdentityKey = SIGNER, version: int = 1
+) -> SignedRoster:
+    members = tuple(Member(name, key.public) for name, key in KEYS.items())
+    roster = Roster(federation=federation, version=version, members=members, signer=signer.public)
+    return sign(roster, signer)
+
+
+ROSTER = _roster()
+SIGNED = SignedPlan.sign(ROSTER.roster, 3, PLAN, SIGNER)
+NOTICE = Notice(ROSTER, SIGNED)
+INVITATION = Invitation.sign("A", address="example.org:9092", ca=CA, notice=NOTICE, key=SIGNER)
+
+
+def test_all_come_back_from_their_files() -> None:
+    assert SignedPlan.from_json(SIGNED.to_json()) == SIGNED
+    assert Notice.from_json(NOTICE.to_json()) == NOTICE
+    back = Invitation.from_json(INVITATION.to_json())
+    assert back == INVITATION
+    assert (back.signer, back.roster, back.notice.plan.plan) == (
+        SIGNER.public,
+        ROSTER.roster,
+        PLAN,
+    )
+
+
+def test_a_plan_holds_for_its_federation_and_signer_in_every_version_of_the_roster() -> None:
+    SIGNED.check(_roster(version=9).roster)
+    with pytest.raises(RosterError, match="of federation north, the roster of south"):
+        SIGNED.check(_roster("south").roster)
+    with pytest.raises(SignatureError):
+        SIGNED.check(_roster(signer=OTHER).roster)
+    with pytest.raises(RosterError, match="own signer"):
+        SignedPlan.sign(ROSTER.roster, 1, PLAN, OTHER)
+    for version in (0, 2**32):
+        with pytest.raises(RosterError, match="outside 1"):
+            SignedPlan.sign(ROSTER.roster, version, PLAN, SIGNER)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: replace(plan, version=4),
+        lambda plan: replace(plan, plan=replace(PLAN, seed=1)),
+        lambda plan: replace(plan, signature=bytes(64)),
+    ],
+)
+def test_a_changed_plan_shows(change: Callable[[SignedPlan], SignedPlan]) -> None:
+    with pytest.raises(SignatureError):
+        change(SIGNED).check(ROSTER.roster)
+    with pytest.raises(SignatureError):
+        Notice(ROSTER, change(SIGNED))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("address", "example.com:9092"),
+        ("address", "example.org"),
+        ("address", "user@example.org:1"),
+        ("ca", CA.replace("abc", "abd")),
+        ("platform", "B"),
+        ("platform", "Z"),
+        ("signature", "00" * 64),
+        ("notice", Notice(_roster(version=2), SIGNED).to_json().decode()),
+        ("notice", "{}"),
+        ("format", 2),
+        ("more", 1),
+    ],
+)
+def test_a_changed_invitation_is_refused(field: str, value: object) -> None:
+    document = json.loads(INVITATION.to_json()) | {field: value}
+    with pytest.raises(SecureSumError):
+        Invitation.from_json(canonical(document))
+
+
+def test_an_invitation_by_another_signer_than_the_rosters_is_refused() -> None:
+    with pytest.raises(SignatureError):
+        Invitation.sign("A", address="example.org:9092", ca=CA, notice=NOTICE, key=OTHER)
+
+
+def test_a_plan_that_this_version_can_not_follow_is_named() -> None:
+    document = json.loads(SIGNED.to_json())
+    document["plan"] = document["plan"].replace('"rounds":5', '"rounds":0')
+    with pytest.raises(RosterError, match=r"federation.rounds = 0 is outside"):
+        SignedPlan.from_json(canonical(document))
