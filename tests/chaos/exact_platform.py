@@ -92,9 +92,7 @@ def main() -> int:
             8,
             seconds=options.seconds,
             seen=Watch(options.journal, options.dawdle),
-            sealer_for=secure_sealer(
-                options.id, identity, roster, Opened(folder).check_and_record
-            ),
+            sealer_for=secure_sealer(options.id, identity, roster, Opened(folder).check_and_record),
             exact=True,
         )
         serve(

@@ -103,7 +103,9 @@ def mount_small(stage: FederationStage, who: str) -> bool:
         return False
     options = f"size={MOUNT_BYTES},mode=0700"
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(home)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(home)],
+        capture_output=True,
+        check=False,
     )
     if done.returncode:
         return False
@@ -158,7 +160,9 @@ def _rounds(stage: FederationStage) -> list[str]:
 
 
 def _damage(document: Path, chance: random.Random) -> str:
-    how = chance.choice(("a bit of the tensors", "no tensors", "half a document", "an empty document"))
+    how = chance.choice(
+        ("a bit of the tensors", "no tensors", "half a document", "an empty document")
+    )
     tensors = document.with_suffix(".safetensors")
     match how:
         case "a bit of the tensors":

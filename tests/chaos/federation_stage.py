@@ -145,7 +145,9 @@ class FederationStage:
     def role(self, name: str) -> Role:
         return self.coordinator if name == "coordinator" else self.platforms[name]
 
-    def expect(self, pattern: str, *, after: int = 0, within_s: float = 90.0, times: int = 1) -> int:
+    def expect(
+        self, pattern: str, *, after: int = 0, within_s: float = 90.0, times: int = 1
+    ) -> int:
         """Wait for the n-th line "ROLE|TEXT" that matches; return where the next one stands."""
         found = self.said.find(pattern, after=after, within_s=within_s, times=times)
         if found is None:

@@ -121,7 +121,10 @@ def check_ledger(stage: FederationStage, name: str, last: Checkpoint) -> None:
             assert charged[record.round] >= 1, (name, record.round, charged)
     role = stage.platforms[name]
     drawn = Counter(
-        int(found.group(1)) for run in role.runs for line in run.lines if (found := FRESH.match(line))
+        int(found.group(1))
+        for run in role.runs
+        for line in run.lines
+        if (found := FRESH.match(line))
     )
     for number, times in drawn.items():
         assert charged[number] >= times, (name, number, drawn, charged)
