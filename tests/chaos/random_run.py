@@ -44,6 +44,19 @@ PRIVATE_MOMENTS: Final = (
     r"private model, epoch 1/",
 )
 MOST_S: Final = 420.0
+#: Kinds of faults, and how often each is drawn.
+KINDS: Final = {
+    "kill": 4,
+    "kill coordinator": 4,
+    "pause": 3,
+    "pause coordinator": 2,
+    "line": 4,
+    "all lines": 1,
+    "disk": 2,
+    "damage": 1,
+    "clock": 2,
+    "older roster": 1,
+}
 
 
 @dataclass
@@ -136,12 +149,7 @@ def _plan(stage: FederationStage, chance: random.Random) -> list[Callable[[], st
     names = list(stage.cast.names)
     victim = chance.choice([*names, "coordinator"])
     faults.mount_small(stage, victim)
-    kinds = chance.choices(
-        ("kill", "kill coordinator", "pause", "pause coordinator", "line", "all lines", "disk")
-        + ("damage", "clock", "older roster"),
-        weights=(4, 4, 3, 2, 4, 1, 2, 1, 2, 1),
-        k=chance.randint(2, 4),
-    )
+    kinds = chance.choices(list(KINDS), weights=list(KINDS.values()), k=chance.randint(2, 4))
     exclusive = {"damage", "older roster"}
     kept, taken = [], False
     for kind in kinds:

@@ -171,8 +171,8 @@ def test_a_platform_that_is_expelled_while_it_waits_ends_with_the_reason(
     tls_files: TlsFiles, tmp_path: Path
 ) -> None:
     signed = read_roster(make_roster(tmp_path, "ABC")).roster
-    left = replace(signed, members=tuple(m for m in signed.members if m.platform != "A"))
-    left = replace(left, version=2, allow_two=True)
+    others = tuple(member for member in signed.members if member.platform != "A")
+    left = replace(signed, members=others, version=2, allow_two=True)
     counts, ended = [signed], []
     link = Link(Doorkeeper(lambda: counts[-1]))
     passport = Passport(platform="A", identity=load_identity(tmp_path / "A"), roster=lambda: signed)
