@@ -39,7 +39,8 @@ def _init(arguments: Sequence[str]) -> int:
     if options.rotate:
         print(f"the present identity was put aside to {put_identity_aside(folder)}")
     key, new = make_identity(folder, SystemRandomness())
-    write_card(request, options.id, key)
+    for place in (folder / f"{options.id}.join", request):
+        write_card(place, options.id, key)
     print(f"identity of {options.id}: {key.public.fingerprint}{' (new)' if new else ''}")
     print(f"send {request} to the coordinator's operator and compare the fingerprint by phone;")
     print(

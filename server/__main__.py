@@ -165,6 +165,7 @@ def _coordinate(options: argparse.Namespace, setup: Setup, initial: InitialModel
         with serving(link.application, listener, tls), link.courier() as courier:
             scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
             print(f"coordinator on {scheme}://{setup.host}:{port}", flush=True)
+            metrics.started(start.round, start.plan.federation.rounds)
             try:
                 end = coordinate(
                     courier,

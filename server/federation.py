@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -247,8 +248,7 @@ def coordinate(
         ConfigError: for a plan that can't be summed securely over the roster.
     """
     checkpoints, run = CheckpointStore(state), start.run
-    url = database or f"sqlite:///{state.absolute() / DATABASE}"
-    with Store.open(url) as store, progress or progress_for() as listener:
+    with Store.open(database or state / DATABASE) as store, progress or progress_for() as listener:
         store.begin_run(run, start.plan.to_json())
         store.take_over(run, start.history)
 
@@ -271,11 +271,10 @@ def coordinate(
                 joined=lambda platform, software: store.saw({platform: software}),
                 handover=Handover(run, state),
             ).run()
-        except FederationError:
-            store.end_run(run, "failed")
-            raise
-        except BaseException:
-            store.end_run(run, "stopped")
+        except BaseException as error:
+            # A database that is gone, too, must not hide why the run ends.
+            with suppress(FederationError):
+                store.end_run(run, "failed" if isinstance(error, FederationError) else "stopped")
             raise
         store.end_run(run, "finished")
         return end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from crossrec_model.config import Plan
-from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.errors import ConfigError, CrossrecError, FederationError
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 from server.audit import AUDIT, AuditLog
 from server.folder import FederationFolder
@@ -29,6 +30,8 @@ _ANSWERED: Final = (
     ("state", "state"),
     ("rounds", "plan"),
 )
+
+_LOG = logging.getLogger("crossrec.coordinator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,11 @@ class Setup:
 
             def record(reason: str, platform: str, address: str) -> None:
                 metrics.refused(reason)
-                log.record("refused", reason=reason, platform=platform, address=address)
+                try:
+                    log.record("refused", reason=reason, platform=platform, address=address)
+                except FederationError as error:
+                    # Who was refused stays refused; a full disk must not open or close the door.
+                    _LOG.error("a refusal was not written down: %s", error)
                 metrics.audited(log.head.sequence)
 
             yield record

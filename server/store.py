@@ -32,8 +32,6 @@ from server.rows import (
 )
 from server.stored_openings import StoredOpenings
 
-#: SQLite's file in the state folder, where no other database is named.
-DATABASE: Final = "coordinator.db"
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _PLATFORM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MOST_SOFTWARE: Final = 64
@@ -260,6 +258,7 @@ def checkup(folder: Path) -> str:
     Raises:
         FederationError: as `Store.open`.
     """
+    from server.federation import DATABASE
     from server.folder import FederationFolder
 
     federation = FederationFolder(folder)

@@ -83,7 +83,11 @@ class SignedPlan:
                 f"the plan is of federation {self.federation}, the roster of {roster.federation}; "
                 "ask the coordinator's operator for an invitation"
             )
-        roster.signer.verify(_PLAN, self._signed(), self.signature)
+        self.verify(roster.signer)
+
+    def verify(self, signer: PublicIdentity) -> None:
+        """Raise SignatureError unless `signer` signed exactly this."""
+        signer.verify(_PLAN, self._signed(), self.signature)
 
     def to_json(self) -> bytes:
         """The plan's file."""

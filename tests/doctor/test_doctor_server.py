@@ -405,6 +405,8 @@ def test_the_command(federation: Federation, capsys: pytest.CaptureFixture[str])
         *("libraries", "folder", "settings", "certificates", "roster", "plan"),
         *("address", "port", "checkpoints", "disk", "clock"),
     }
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert all(f"| {f['what']} |" in page for f in document["findings"])
     federation.folder.chmod(0o755)
     text = _run(capsys, *where, code=1)
     assert "fail  folder" in text

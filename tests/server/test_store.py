@@ -21,9 +21,10 @@ from crossrec_model.secagg.messages import Kind
 from server import schema
 from server.checkpoint import RoundRecord
 from server.database import Database, DatabaseUnavailableError
+from server.federation import DATABASE
 from server.folder import SETTINGS, FederationFolder, Settings
 from server.openings import Openings
-from server.store import DATABASE, SEEN_EVERY, Store, checkup
+from server.store import SEEN_EVERY, Store, checkup
 from server.stored_openings import StoredOpenings
 
 RUN, OTHER = bytes(range(16)), bytes(16)
