@@ -49,6 +49,12 @@ def _init(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    from clients.doctor import main
+
+    return main(arguments)
+
+
 def _terms(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog=f"{PROGRAM} terms",
@@ -183,6 +189,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 #: By name; each prints and returns an exit code.
 COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "init": _init,
+    "doctor": _doctor,
     "data": _data,
     "keys": _keys,
     "terms": _terms,

@@ -189,6 +189,12 @@ def _roster(arguments: Sequence[str]) -> list[str]:
     return listed.lines()
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    from server.doctor import main
+
+    return main(arguments)
+
+
 def audit_in(folder: Path) -> Callable[[str, str], None]:
     """Return what records to the folder's audit log what an operator did, to whom."""
     from server.audit import AUDIT, AuditLog
@@ -200,6 +206,8 @@ def audit_in(folder: Path) -> Callable[[str, str], None]:
     return record
 
 
+#: By name; each prints for itself and returns an exit code.
+REPORTS: Final[dict[str, Callable[[Sequence[str]], int]]] = {"doctor": _doctor}
 #: By name; each returns lines to print.
 COMMANDS: Final[dict[str, Callable[[Sequence[str]], list[str]]]] = {
     "init": _init,

@@ -27,7 +27,8 @@ from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
 from crossrec_model.privacy.planning import private_plan, run_events
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import Card, IdentityKey
-from crossrec_model.secagg.invitation import SignedPlan
+from crossrec_model.secagg.invitation import Notice, SignedPlan
+from crossrec_model.secagg.roster import sign
 from server.folder import SETTINGS, FederationFolder, Settings
 from server.listener import bind, serving
 from server.rosters import list_platforms
@@ -167,8 +168,19 @@ class Federation:
     def sign(self, plan: Plan, version: int = 1, federation: str = "demo") -> bytes:
         roster = read_roster(self.folder / "roster.json", allow_two=True).roster
         return SignedPlan.sign(
-            replace(roster, federation=federation, allow_two=True), version, plan, self.signer
+            replace(roster, federation=federation, signer=self.signer.public, allow_two=True),
+            version,
+            plan,
+            self.signer,
         ).to_json()
+
+    def notice(self, version: int) -> bytes:
+        """What a coordinator with this version of the roster tells."""
+        roster = read_roster(self.folder / "roster.json", allow_two=True).roster
+        later = sign(replace(roster, version=version, allow_two=True), self.signer)
+        plan = FederationFolder(self.folder).plan()
+        assert plan is not None
+        return Notice(later, plan).to_json()
 
     def give(self, plan: Plan, version: int = 1) -> None:
         """Sign a plan, for the coordinator and all platforms."""
