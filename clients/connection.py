@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import re
 import ssl
 import time
 from collections import deque
@@ -55,9 +56,13 @@ EAGER_S: Final = 5.0
 ABREAST: Final = 2
 #: First and longest pause between two attempts, in seconds; each is twice the one before.
 PAUSE_S: Final = (0.2, 5.0)
+#: Characters of a host name in DNS.
+_MOST_HOST: Final = 253
 _LOG = logging.getLogger("crossrec.platform")
 #: OpenSSL's verify codes: the certificate is for another name or address; it is out of date.
 _OTHER_NAME, _OUT_OF_DATE = frozenset({62, 63, 64}), frozenset({9, 10})
+#: OpenSSL's reasons for a connection that ended in the midst of a handshake.
+_HUNG_UP: Final = frozenset({"UNEXPECTED_EOF_WHILE_READING", None})
 
 
 class NotThereError(Exception):
@@ -83,10 +88,10 @@ class Endpoint:
             )
         bare = self.address.removeprefix("https://").removeprefix("http://").rstrip("/")
         object.__setattr__(self, "address", bare)
-        port = int(self.port) if self.port.isascii() and self.port.isdigit() else 0
+        port = int(self.port) if re.fullmatch(r"[0-9]{1,5}", self.port) else 0
         if not _is_host(self.host) or not 0 < port < 65536:
             raise ConfigError(
-                f"address {self.address!r} is not HOST:PORT; give e.g. example.org:9092"
+                f"address {self.address[:300]!r} is not HOST:PORT; give e.g. example.org:9092"
             )
         if self.insecure and self.ca is not None:
             raise ConfigError("--insecure and --ca exclude each other; leave one out")
@@ -118,6 +123,8 @@ class Endpoint:
 
 def _is_host(host: str) -> bool:
     """Whether the resolver may be asked for it; it fails on empty or too long labels."""
+    if len(host) > _MOST_HOST or not host.isprintable() or re.search(r"[\s/@\[\]]", host):
+        return False
     try:
         return bool(host.encode("idna"))
     except UnicodeError:
@@ -138,11 +145,16 @@ def probe(endpoint: Endpoint) -> None:
     except ssl.SSLCertVerificationError as error:
         raise ConnectionRefusedByPeerError(_certificate_problem(endpoint, error)) from None
     except ssl.SSLError as error:
+        if error.reason in _HUNG_UP:
+            raise NotThereError("it hung up") from None
         raise ConnectionRefusedByPeerError(
             f"{endpoint.address} does not speak TLS 1.3 ({error.reason}); check the port, "
             "and that the coordinator runs with --tls"
         ) from None
-    except http.client.HTTPException:
+    except http.client.HTTPException as error:
+        # A coordinator that is killed at this moment, or a line that is cut.
+        if not endpoint.insecure and isinstance(error, OSError | http.client.IncompleteRead):
+            raise NotThereError("it hung up") from None
         hint = "it may expect TLS: give --ca instead of --insecure" if endpoint.insecure else ""
         raise ConnectionRefusedByPeerError(
             f"{endpoint.address} does not answer as a coordinator; {hint or 'check the address'}"

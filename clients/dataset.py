@@ -100,10 +100,11 @@ def load_dataset(
     """Read prepared tables; the split is counted back from day `end`, or from the last event.
 
     Raises:
-        DataError: if too few users are left before the validation weeks.
+        DataError: if too few users are left before the validation weeks, or a table is damaged.
     """
     items = item_table(prepared.catalogue(), model)
-    histories = read_histories(prepared.interactions(), items, model.buckets)
+    with prepared.reading():
+        histories = read_histories(prepared.interactions(), items, model.buckets)
     split = split_by_weeks(
         float(histories.day.max()) if end is None else end,
         validation_weeks=validation_weeks,

@@ -76,6 +76,8 @@ BEAT_EVERY_S: Final = 3.0
 #: A call that fails on the way is repeated for this long before the connection counts as lost.
 PATIENCE_S: Final = 10.0
 GOODBYE_S: Final = 2.0
+#: The coordinator's header of a refusal: why, in a word.
+REFUSED: Final = "crossrec-refused"
 _LOG = logging.getLogger("crossrec.platform")
 Response = TypeVar("Response")
 
@@ -180,10 +182,15 @@ def serve(
                 report(f"lost the coordinator at {endpoint.address} ({reason}); reconnecting")
         except httpx.HTTPStatusError as error:
             response = error.response
-            word = response.headers.get("crossrec-refused", str(response.status_code))
+            word = response.headers.get(REFUSED, str(response.status_code))
             raise ConnectionRefusedByPeerError(refusal(endpoint.address, word)) from None
     if end.error is not None:
         raise end.error
+
+
+def _is_refusal(error: httpx.HTTPStatusError) -> bool:
+    """Whether the coordinator's door refused it, not Flower."""
+    return REFUSED in error.response.headers
 
 
 @contextlib.contextmanager
@@ -275,7 +282,8 @@ class _Session:
                 if self._answer_next(application):
                     answered = asked = time.monotonic()
             except httpx.HTTPStatusError as error:
-                if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                # Connecting anew tells whether it has restarted, or lets this platform in no more.
+                if error.response.status_code == httpx.codes.UNAUTHORIZED or _is_refusal(error):
                     raise _LostError("it does not know this node any more") from None
                 # The run that the message belonged to is over: the answer is of no use.
                 _LOG.warning("an answer was not taken: %s", error)

@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 
 from clients.dataset import Dataset
@@ -92,11 +91,11 @@ class Recommender:
         prepared = open_prepared(folder.data)
         try:
             items = item_table(prepared.catalogue(), plan.model)
-            histories = read_histories(prepared.interactions(), items, plan.model.buckets)
-        except (pl.exceptions.PolarsError, OSError) as error:
+            with prepared.reading():
+                histories = read_histories(prepared.interactions(), items, plan.model.buckets)
+        except DataError as error:
             raise DataError(
-                f"{folder.data} is damaged ({str(error).splitlines()[0]}); prepare it again: "
-                f"python -m clients.platform data --id {platform} --data …"
+                f"{error}: python -m clients.platform data --id {platform} --data …"
             ) from None
         split = split_by_weeks(float(histories.day.max()))
         self._dataset = Dataset(items=items, histories=histories, split=split, device=device)

@@ -161,7 +161,14 @@ class PlatformFolder:
             raise StateError(
                 f"{path} can't be read: {error.strerror or error}; check who owns it"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError, CrossrecError) as error:
+        except (
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            CrossrecError,
+        ) as error:
             raise StateError(
                 f"{path} is damaged ({error or type(error).__name__}); "
                 "move it away and take part again"
@@ -249,7 +256,8 @@ def _read_trained(document: dict[str, Any], left: _Left) -> Trained:
     weights = document["mixtures"]
     mixtures = {
         name: Mixture(
-            names=tuple(weights[name]["names"]), weights=tuple(map(float, weights[name]["weights"]))
+            names=tuple(map(_text, weights[name]["names"])),
+            weights=tuple(map(float, weights[name]["weights"])),
         )
         for name in ("local", "federated")
     }
@@ -266,6 +274,12 @@ def _read_trained(document: dict[str, Any], left: _Left) -> Trained:
         mixtures=Mixtures(**mixtures, trial=trial),
     )
     return Trained(kept=kept, personal=personal)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name is no text")
+    return value
 
 
 def _take_statistics(prefix: str, left: _Left) -> Statistics:

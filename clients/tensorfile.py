@@ -51,8 +51,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]
     text = metadata[_DOCUMENT]
     if _digest(text, tensors) != metadata[_DIGEST]:
         raise ValueError("its checksum differs")
-    document: dict[str, Any] = json.loads(text)
-    return document, tensors
+    try:
+        document: dict[str, Any] = json.loads(text)
+    except RecursionError:
+        raise ValueError("its description is nested too deeply") from None
+    return dict(document), tensors
 
 
 def _digest(text: str, tensors: Tensors) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from crossrec_model.errors import ConfigError
+from crossrec_model.errors import ConfigError, shown
+from crossrec_model.sections import section, table
 
 Objective = Literal["softmax", "bce", "mse"]
 LocalOptimizer = Literal["adam", "sgd"]
@@ -25,17 +26,21 @@ RELATIONS: Final = ("self", "category", "brand", "shop", "bought_together")
 #: Statistics, training, statistics.
 LEAST_ROUNDS: Final = 3
 _WIDEST: Final = 65536
+#: A plan comes from outside, and a network has some kilobytes a layer before it holds any number.
+_MOST_LAYERS: Final = 16
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     # `not (low <= value <= high)` also catches NaN.
     if not low <= value <= high:
-        raise ConfigError(f"{name} = {value} is outside [{low}, {high}]; choose a value inside it")
+        raise ConfigError(
+            f"{name} = {shown(value)} is outside [{low}, {high}]; choose a value inside it"
+        )
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name} = {value!r} is unknown; choose one of {', '.join(choices)}")
+        raise ConfigError(f"{name} = {shown(value)} is unknown; choose one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +73,19 @@ class ModelConfig:
             _one_of("model.relations", relation, RELATIONS)
         if not self.relations or len(set(self.relations)) < len(self.relations):
             raise ConfigError(
-                f"model.relations = {list(self.relations)} must name at least one relation and "
+                f"model.relations = {shown(list(self.relations))} must name at least one relation and "
                 f"each only once; choose some of {', '.join(RELATIONS)}"
+            )
+        if len(self.tower) > _MOST_LAYERS:
+            raise ConfigError(
+                f"model.tower has {len(self.tower)} widths; at most {_MOST_LAYERS} are allowed"
             )
         for width in self.tower:
             _within("model.tower", width, 1, _WIDEST)
         if len(self.tower) < 2 or self.tower[0] != 2 * self.dimension or self.tower[-1] != 1:
             raise ConfigError(
-                f"model.tower = {list(self.tower)} must start at 2 x dimension = {2 * self.dimension} "
-                "and end at 1; change the tower or the dimension"
+                f"model.tower = {shown(list(self.tower))} must start at 2 x dimension = "
+                f"{2 * self.dimension} and end at 1; change the tower or the dimension"
             )
 
 
@@ -287,14 +296,15 @@ class Plan:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"plan file {path} does not exist; give an existing file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
+            # ValueError: no UTF-8, no TOML, or a number of more digits than Python reads.
             raise ConfigError(f"plan file {path} can't be read: {error}") from None
         return cls.from_document(document)
 
     @classmethod
     def from_document(cls, document: object) -> Plan:
         """Build a plan from plain dictionaries; absent keys take their defaults."""
-        table = _table("plan", document)
+        plan = table("plan", document)
         sections = {
             "model": ModelConfig,
             "training": TrainingConfig,
@@ -302,43 +312,15 @@ class Plan:
             "aggregation": AggregationConfig,
             "privacy": PrivacyConfig,
         }
-        unknown = sorted(set(table) - {*sections, "seed"})
+        unknown = sorted(set(plan) - {*sections, "seed"})
         if unknown:
             raise ConfigError(
-                f"plan key {unknown[0]!r} is unknown; known: {', '.join(sections)}, seed"
+                f"plan key {shown(unknown[0])} is unknown; known: {', '.join(sections)}, seed"
             )
         values: dict[str, Any] = {
-            name: _section(name, kind, table.get(name, {})) for name, kind in sections.items()
+            name: section(name, kind, plan.get(name, {})) for name, kind in sections.items()
         }
-        seed = table.get("seed", 0)
+        seed = plan.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ConfigError(f"seed = {seed!r} is not a whole number")
+            raise ConfigError(f"seed = {shown(seed)} is not a whole number")
         return cls(seed=seed, **values)
-
-
-def _table(name: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} must be a table of settings, not {type(value).__name__}")
-    return value
-
-
-def _section(name: str, kind: type[Any], value: object) -> Any:
-    table = _table(name, value)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for key in table:
-        if key not in known:
-            raise ConfigError(f"{name}.{key} is unknown; known: {', '.join(known)}")
-    return kind(
-        **{key: _coerce(f"{name}.{key}", known[key].default, v) for key, v in table.items()}
-    )
-
-
-def _coerce(name: str, default: object, value: object) -> object:
-    """Take exactly the default's type (an int may stand for a float); never a bool for a number."""
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(_coerce(name, default[0], item) for item in value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise ConfigError(f"{name} = {value!r} must be of type {type(default).__name__}")
-    return value

@@ -10,13 +10,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -25,10 +27,16 @@ from crossrec_model.config import Plan
 from crossrec_model.durable import flush, write_durably
 from crossrec_model.errors import CrossrecError, FederationError
 from crossrec_model.wire.codec import FloatVector
+from crossrec_model.wire.messages import PLATFORM_ID
 from server.optimizer import FedAdam, FedAvg, FedAvgM, OptimizerState
 
 FORMAT: Final = 1
 KEPT: Final = 3
+_RUN_BYTES: Final = 16
+#: What parsing a damaged document raises.
+_DAMAGE: Final = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+)
 _STATES: Final[dict[str, type[Any]]] = {kind.__name__: kind for kind in (FedAvg, FedAvgM, FedAdam)}
 
 
@@ -129,19 +137,17 @@ class CheckpointStore:
             raw = (self._folder / Path(document["tensors"]).name).read_bytes()
             _verify(document, raw)
             tensors = load_tensors(raw)
-            vectors = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith("optimizer.")}
+            prefix = "optimizer."
+            vectors = {k.removeprefix(prefix): _vector(tensors, k) for k in tensors if prefix in k}
             return Checkpoint(
-                run=bytes.fromhex(document["run"]),
+                run=_run(document["run"]),
                 plan=Plan.from_document(document["plan"]),
-                round=document["round"],
-                parameters=np.asarray(tensors["parameters"], dtype=np.float32),
+                round=_count(document["round"]),
+                parameters=_vector(tensors, "parameters"),
                 optimizer=_STATES[document["optimizer"]](**vectors),
-                history=tuple(
-                    RoundRecord(**{**record, "platforms": tuple(record["platforms"])})
-                    for record in document["history"]
-                ),
+                history=tuple(map(_record, document["history"])),
             )
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, CrossrecError) as error:
+        except (OSError, SafetensorError, CrossrecError, *_DAMAGE) as error:
             raise FederationError(
                 f"checkpoint {path} is damaged ({error}); "
                 "remove it to resume from the one before it"
@@ -155,6 +161,51 @@ class CheckpointStore:
             # The JSON file goes first: without it, the tensors are not a checkpoint.
             path.unlink()
             path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def _run(text: str) -> bytes:
+    run = bytes.fromhex(text)
+    if len(run) != _RUN_BYTES:
+        raise ValueError(f"its run has {len(run)} bytes, not {_RUN_BYTES}")
+    return run
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**32:
+        raise ValueError("a round's number is none")
+    return value
+
+
+def _vector(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> FloatVector:
+    """A tensor float32 [d] of finite numbers, with as many of them as the model has."""
+    vector = tensors[name]
+    if (
+        vector.dtype != np.float32
+        or vector.ndim != 1
+        or vector.shape != tensors["parameters"].shape
+    ):
+        raise ValueError(f"tensor {name!r:.40} is {vector.dtype} {vector.shape}")
+    if not np.isfinite(vector).all():
+        raise ValueError(f"tensor {name!r:.40} holds NaN or an infinity")
+    return vector
+
+
+def _record(value: Mapping[str, Any]) -> RoundRecord:
+    means = {
+        name: {str(metric): float(mean) for metric, mean in value[name].items()}
+        for name in ("training", "evaluation")
+    }
+    platforms = value["platforms"]
+    if not isinstance(platforms, list) or not all(
+        isinstance(name, str) and re.fullmatch(PLATFORM_ID, name) for name in platforms
+    ):
+        raise ValueError("a round's platforms are no list of ids")
+    return RoundRecord(
+        round=_count(value["round"]),
+        platforms=tuple(platforms),
+        seconds=float(value["seconds"]),
+        **means,
+    )
 
 
 def _verify(document: dict[str, Any], tensors: bytes) -> None:

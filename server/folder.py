@@ -15,21 +15,25 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from crossrec_model.config import Noise, Plan
-from crossrec_model.errors import ConfigError
+from crossrec_model.errors import ConfigError, shown
 from crossrec_model.keyfile import read_small
 from crossrec_model.privacy.planning import private_plan
-from crossrec_model.secagg.errors import SecureSumError
-from crossrec_model.secagg.invitation import Notice, SignedPlan, is_address
+from crossrec_model.secagg.errors import RosterError, SecureSumError
+from crossrec_model.secagg.invitation import Notice, SignedPlan
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster, SignedRoster, check_name
 from server.tls import TlsFiles
 
 SETTINGS: Final = "federation.toml"
+#: As an invitation can carry it.
+_HOST: Final = re.compile(r"[!-.0-?A-~]{1,253}")
 #: Worked out from epsilon, so never set by hand.
 _WORKED_OUT: Final = ("multiplier", "statistics_multiplier")
 _COORDINATOR: Final = {"name": str, "host": str, "port": int, "listen": str, "database": str}
@@ -42,7 +46,6 @@ class Settings:
 
     Raises:
         ConfigError: for a value outside its bounds.
-        RosterError: for a name that no roster can carry.
     """
 
     name: str
@@ -58,15 +61,30 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
-            raise ConfigError(f"coordinator.port = {self.port} is outside 1 to 65535; choose 9092")
-        check_name(self.name)
-        if not is_address(self.address):
             raise ConfigError(
-                f"coordinator.host = {self.host!r} is no name or address; give the one that platforms "
-                "connect to"
+                f"coordinator.port = {shown(self.port)} is outside 1 to 65535; choose 9092"
+            )
+        if not _HOST.fullmatch(self.host):
+            raise ConfigError(
+                f"coordinator.host = {shown(self.host)} is no name or address; give the one that "
+                "platforms connect to, with any letters beyond ASCII as xn--…"
+            )
+        try:
+            check_name(self.name)
+        except RosterError as error:
+            raise ConfigError(f"coordinator.name: {error}") from None
+        for key in ("listen", "database"):
+            if not getattr(self, key).isprintable():
+                raise ConfigError(f"coordinator.{key} = {shown(getattr(self, key))} can't be shown")
+        if not (0 < self.epsilon < math.inf and 0 < self.delta < 1):
+            raise ConfigError(
+                f"privacy.epsilon = {self.epsilon} and delta = {self.delta} are no budget; choose e.g. "
+                "8.0 and 1e-5"
             )
         if self.noise not in {"none", "local", "distributed"}:
-            raise ConfigError(f"privacy.noise = {self.noise!r}; choose local, distributed or none")
+            raise ConfigError(
+                f"privacy.noise = {shown(self.noise)}; choose local, distributed or none"
+            )
 
     @property
     def address(self) -> str:
@@ -113,11 +131,11 @@ class Settings:
             f"seed = {seed}",
             "",
             "[coordinator]",
-            f"name = {json.dumps(self.name)}",
-            f"host = {json.dumps(self.host)}  # what platforms connect to",
+            f"name = {_written(self.name)}",
+            f"host = {_written(self.host)}  # what platforms connect to",
             f"port = {self.port}",
-            f"listen = {json.dumps(self.listen)}  # empty: loopback, or all interfaces for another host",
-            f"database = {json.dumps(self.database)}  # empty: SQLite; or postgresql+psycopg://…",
+            f"listen = {_written(self.listen)}  # empty: loopback, or all interfaces for another host",
+            f"database = {_written(self.database)}  # empty: SQLite; or postgresql+psycopg://…",
             "",
             "# The most that a run may cost each user; its noise is worked out from this.",
             "[privacy]",
@@ -136,7 +154,8 @@ class Settings:
         """
         try:
             document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            # ValueError: no TOML, or a number of more digits than Python reads.
             raise ConfigError(f"{SETTINGS} is no TOML: {error}") from None
         own = document.pop("coordinator", {})
         privacy = document.pop("privacy", {})
@@ -159,20 +178,24 @@ def _typed(table: str, given: dict[str, Any], kinds: dict[str, type]) -> dict[st
     values = {}
     for key, value in given.items():
         kind = kinds.get(key)
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 1 << 64:
             value = float(value)
         if kind is None or type(value) is not kind:
             raise ConfigError(
-                f"{SETTINGS}: {table}.{key} = {value!r} is unknown or of another type; known there: "
-                f"{', '.join(kinds)}"
+                f"{SETTINGS}: {table}.{key[:80]} = {shown(value)} is unknown or of another type; "
+                f"known there: {', '.join(kinds)}"
             )
         values[key] = value
     return values
 
 
 def _assignments(table: dict[str, Any]) -> list[str]:
-    # JSON's strings, numbers and arrays are TOML's.
-    return [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    return [f"{key} = {_written(value)}" for key, value in table.items()]
+
+
+def _written(value: object) -> str:
+    """A value in TOML: JSON's printable strings, finite numbers and arrays are TOML's."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ REASON: Final = b"crossrec-refused"
 CLOSED: Final = frozenset({"/v1/fleet/get-fab"})
 #: Vectors travel in pieces of 2 MiB, so no honest request is larger than this.
 MAX_REQUEST_BYTES: Final = 8 << 20
+#: Python refuses to read numbers of thousands of digits.
+_DIGITS: Final = 20
 
 
 class Gate:
@@ -90,7 +92,7 @@ def _refusal(scope: Scope) -> int | None:
     if b"transfer-encoding" in headers:
         return 411
     length = headers.get(b"content-length", b"0")
-    if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
+    if not length.isdigit() or len(length) > _DIGITS or int(length) > MAX_REQUEST_BYTES:
         return 413
     return None
 

@@ -72,7 +72,9 @@ class Openings:
                 for kind in Kind
                 if kind.name in document["openings"]
             }
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (
+            *(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError),
+        ) as error:
             raise FederationError(
                 f"{path} is damaged ({error}); move it away and start a new run in another --state"
             ) from None

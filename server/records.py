@@ -11,7 +11,8 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, cast
+from contextlib import contextmanager
+from typing import Any, Final, cast
 
 from crossrec_model.errors import ConfigError, WireError
 from crossrec_model.wire.pieces import Frame, Payload, assemble, slices
@@ -87,12 +88,13 @@ def to_payload(heads: dict[str, bytes], fetch: Fetch) -> Payload | None:
     the contents of the pieces named, in that order, and is asked for each once.
 
     Raises:
-        WireError: if there is more than one frame, or the pieces don't fit it.
+        WireError: for objects that can't be read, more than one frame, or pieces that don't fit it.
     """
-    arrays = [content for content in heads.values() if _is_array(content)]
-    if len(arrays) > 1:
-        raise WireError(f"message has {len(arrays)} arrays; at most 1 is allowed")
-    return _payload(arrays[0], fetch) if arrays else None
+    with _read_strictly():
+        arrays = [content for content in heads.values() if _is_array(content)]
+        if len(arrays) > 1:
+            raise WireError(f"message has {len(arrays)} arrays; at most 1 is allowed")
+        return _payload(arrays[0], fetch) if arrays else None
 
 
 def to_message(name: str, heads: dict[str, bytes], payload: Payload | None) -> Message:
@@ -103,14 +105,29 @@ def to_message(name: str, heads: dict[str, bytes], payload: Payload | None) -> M
     """
     # Flower copies an array's bytes twice, so it gets one without any.
     empty = Array(dtype="uint8", shape=(0,), stype=_STYPE, data=b"")
-    arrays = [n for n in heads if _is_array(heads[n])]
-    message = inflate_object_from_contents(name, heads, objects=dict.fromkeys(arrays, empty))
+    with _read_strictly():
+        arrays = [n for n in heads if _is_array(heads[n])]
+        objects: dict[str, Any] = dict.fromkeys(arrays, empty)
+        try:
+            message = inflate_object_from_contents(name, heads, objects=objects)
+        except Exception as error:
+            # Flower's own parsers raise whatever they come upon.
+            raise WireError(f"objects are no message ({type(error).__name__})") from None
     if not isinstance(message, Message):
         raise WireError(f"{type(message).__name__} came where a message was due")
     array = _array(message.content) if message.has_content() else None
     if array is not None and payload is not None:
         array.__dict__.update(data=payload, shape=(len(payload),))
     return message
+
+
+@contextmanager
+def _read_strictly() -> Iterator[None]:
+    """Turn what a head that is no head of Flower's raises into WireError."""
+    try:
+        yield
+    except ValueError:
+        raise WireError("an object has a head that is not known") from None
 
 
 def _is_array(content: bytes) -> bool:

@@ -76,9 +76,9 @@ def record_of(row: RowMapping) -> RoundRecord:
         for name in ("training", "evaluation")
     )
     return RoundRecord(
-        round=row["number"],
+        round=int(row["number"]),
         platforms=names_of(row["platforms"]),
-        seconds=row["seconds"],
+        seconds=float(row["seconds"]),
         training=training,
         evaluation=evaluation,
     )
@@ -112,7 +112,9 @@ def sound(name: str) -> Iterator[None]:
     """Report a row that no version of ours wrote."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError),
+    ) as error:
         raise FederationError(
             f"database {name} is damaged ({error}); move it away and start a new run: an old copy "
             "must not take its place"

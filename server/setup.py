@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError, CrossrecError, FederationError
@@ -18,6 +18,9 @@ from server.audit import AUDIT, AuditLog
 from server.folder import FederationFolder
 from server.metrics import Metrics
 from server.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from server.checkpoint import Checkpoint
 
 #: Options that the federation's folder answers.
 _ANSWERED: Final = (
@@ -133,7 +136,7 @@ def _goes_on(folder: FederationFolder, plan: Plan, *, new_run: bool) -> bool:
     if new_run:
         CheckpointStore(folder.state).put_aside(last.run)
         return False
-    if last.round >= last.plan.federation.rounds:
+    if last.round >= last.plan.federation.rounds and _has_everybody(folder.state, last):
         raise ConfigError(
             f"the run in {folder.state} is finished after {last.round} rounds; begin another, which "
             "costs every user's privacy anew, with --new-run"
@@ -144,6 +147,13 @@ def _goes_on(folder: FederationFolder, plan: Plan, *, new_run: bool) -> bool:
             "aside and begin another with --new-run"
         )
     return True
+
+
+def _has_everybody(state: Path, last: Checkpoint) -> bool:
+    """Whether every platform of the last round has the final model."""
+    from server.handover import Handover
+
+    return Handover(last.run, state).confirmed.issuperset(last.history[-1].platforms)
 
 
 class _Watched:

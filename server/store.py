@@ -90,6 +90,8 @@ class Store:
         row = {"plan": plan.decode(), "plan_version": plan_version, "status": "running"}
         with self._database.writing() as connection:
             last = connection.execute(select(func.max(table.c.sequence))).scalar() or 0
+            with sound(self.name):
+                last = int(last)
             first = {"started": self._now(), "sequence": last + 1}
             put(connection, table, key, {**row, "ended": None}, first)
 
@@ -216,7 +218,7 @@ class Store:
             f"platform {p.platform:{width}}  last here {p.last}, since {p.first}, with {p.software}"
             for p in seen
         ]
-        return lines
+        return [_one_line(line, most=len(line)) for line in lines]
 
     def close(self) -> None:
         """Let the database go; harmless when closed."""
@@ -289,5 +291,5 @@ def _text(time: datetime) -> str:
     return time.astimezone(UTC).strftime(_TIME)
 
 
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)[:_MOST_SOFTWARE]
+def _one_line(text: str, most: int = _MOST_SOFTWARE) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:most]

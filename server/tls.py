@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -50,8 +51,15 @@ class TlsFiles:
         )
 
     def expiry_warning(self, now: datetime.datetime) -> str:
-        """One line if the server certificate ends within 30 days, else nothing."""
-        server = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        """One line if the server certificate ends within 30 days, else nothing.
+
+        Raises:
+            ConfigError: if there is no certificate.
+        """
+        try:
+            server = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        except (OSError, ValueError, x509.InvalidVersion):
+            raise ConfigError(f"{self.certificate} is no certificate; make it anew") from None
         left = server.not_valid_after_utc - now
         if left > WARN_BEFORE:
             return ""
@@ -132,15 +140,16 @@ def renew_certificate(folder: Path, hosts: Sequence[str]) -> TlsFiles:
     try:
         ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
         ca_key = serialization.load_pem_private_key(files.authority.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+        ca_public, subject = ca.public_key(), ca.subject
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ConfigError(
             f"the authority in {folder} can't be used ({type(error).__name__}); restore ca.key and "
             "ca.pem from a backup"
         ) from None
-    if not isinstance(ca_key, ec.EllipticCurvePrivateKey) or ca_key.public_key() != ca.public_key():
+    if not isinstance(ca_key, ec.EllipticCurvePrivateKey) or ca_key.public_key() != ca_public:
         raise ConfigError(f"ca.key and ca.pem in {folder} don't belong together; restore them")
     server_key = ec.generate_private_key(ec.SECP256R1())
-    server = _server_certificate(ca.subject, ca_key, server_key, hosts)
+    server = _server_certificate(subject, ca_key, server_key, hosts)
     try:
         # The pair is checked at the start: torn between the two files, it is simply renewed again.
         write_durably(files.key, _private(server_key), mode=0o600)

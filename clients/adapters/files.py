@@ -13,7 +13,7 @@ import polars as pl
 from clients.adapters.mapping import TableMapping
 from clients.adapters.readers import read_csv, read_jsonl, read_parquet
 from crossrec_model.data.source import TABLES
-from crossrec_model.errors import DataError
+from crossrec_model.errors import DataError, shown
 
 DESCRIPTION: Final = "crossrec.toml"
 _FORMATS: Final = {
@@ -50,15 +50,15 @@ class TableFiles:
             raise DataError(f"{where}: files is empty; name at least one file")
         if self.format not in {None, *_FORMATS.values()}:
             raise DataError(
-                f"{where}: format = {self.format!r} is unknown; use csv, jsonl or parquet"
+                f"{where}: format = {shown(self.format)} is unknown; use csv, jsonl or parquet"
             )
         if len(self.separator) != 1 or not self.separator.isascii():
             raise DataError(
-                f"{where}: separator = {self.separator!r} is not one ASCII character; correct it"
+                f"{where}: separator = {shown(self.separator)} is not one ASCII character; correct it"
             )
         if len(self.quote) > 1 or not self.quote.isascii():
             raise DataError(
-                f"{where}: quote = {self.quote!r} is not one ASCII character; correct it"
+                f"{where}: quote = {shown(self.quote)} is not one ASCII character; correct it"
             )
 
     @staticmethod
@@ -73,12 +73,12 @@ class TableFiles:
         globs = [files] if isinstance(files, str) else files
         if not isinstance(globs, list) or not all(isinstance(glob, str) for glob in globs):
             raise DataError(
-                f"[{table}]: files = {files!r} is no list of file names; name the files"
+                f"[{table}]: files = {shown(files)} is no list of file names; name the files"
             )
         texts = {name: rest.pop(name) for name in ("format", "separator", "quote") if name in rest}
         for name, value in texts.items():
             if not isinstance(value, str):
-                raise DataError(f"[{table}]: {name} = {value!r} is not a text; correct it")
+                raise DataError(f"[{table}]: {name} = {shown(value)} is not a text; correct it")
         return TableFiles(files=tuple(globs), mapping=TableMapping.parse(table, rest), **texts)
 
     def scan(self, folder: Path) -> pl.LazyFrame:
@@ -173,11 +173,14 @@ def read_description(file: Path) -> dict[str, Any]:
         description = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{file} can't be read ({error.strerror}); write one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # ValueError: no UTF-8, no TOML, or a number of more digits than Python reads.
         raise DataError(f"{file.name} is not valid TOML: {error}") from None
     for name, section in description.items():
         if name != "name" and not isinstance(section, dict):
-            raise DataError(f"{file.name}: {name} = {section!r} is not a section; write [{name}]")
+            raise DataError(
+                f"{file.name}: {name[:80]} = {shown(section)} is not a section; write [{name}]"
+            )
     return description
 
 
@@ -188,8 +191,8 @@ def description_name(description: Mapping[str, Any], default: str) -> str:
         DataError: it is not a text.
     """
     name = description.get("name", default)
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"name = {name!r} is not a text; give the source a short name")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise DataError(f"name = {shown(name)} is not a text; give the source a short name")
     return name
 
 
@@ -198,8 +201,8 @@ def _matches(folder: Path, glob: str, table: str) -> list[Path]:
         paths = sorted(path for path in folder.glob(glob) if path.is_file())
     except (ValueError, NotImplementedError):
         raise DataError(
-            f"[{table}]: files = {glob!r} is no name relative to the folder; correct it"
+            f"[{table}]: files = {shown(glob)} is no name relative to the folder; correct it"
         ) from None
     if not paths:
-        raise DataError(f"[{table}]: no file matches {glob!r}; correct files in {DESCRIPTION}")
+        raise DataError(f"[{table}]: no file matches {shown(glob)}; correct files in {DESCRIPTION}")
     return paths

@@ -20,7 +20,7 @@ from crossrec_model.data.schema import (
     Event,
 )
 from crossrec_model.data.source import TABLES
-from crossrec_model.errors import DataError
+from crossrec_model.errors import DataError, shown
 
 #: Stands for an event code that the platform knows and the schema has no use for.
 IGNORE: Final = "ignore"
@@ -65,21 +65,23 @@ class TableMapping:
                 )
         targets = [event.value for event in Event]
         if self.event is not None and self.event not in targets:
-            raise DataError(f"{where}: event = {self.event!r}; use one of {', '.join(targets)}")
+            raise DataError(
+                f"{where}: event = {shown(self.event)}; use one of {', '.join(targets)}"
+            )
         targets.append(IGNORE)
         for code, event in self.events.items():
             if event not in targets:
                 raise DataError(
-                    f"{where}: events maps {code!r} to {event!r}; use one of {', '.join(targets)}"
+                    f"{where}: events maps {shown(code)} to {shown(event)}; use one of {', '.join(targets)}"
                 )
         if self.time_zone not in zoneinfo.available_timezones():
             raise DataError(
-                f"{where}: time_zone = {self.time_zone!r} is unknown; "
+                f"{where}: time_zone = {shown(self.time_zone)} is unknown; "
                 "use an IANA name such as Europe/Berlin"
             )
         if self.time_format not in NAMED_FORMATS and "%" not in self.time_format:
             raise DataError(
-                f"{where}: time_format = {self.time_format!r} is unknown; use "
+                f"{where}: time_format = {shown(self.time_format)} is unknown; use "
                 f"{', '.join(NAMED_FORMATS)} or a pattern such as %d.%m.%Y %H:%M"
             )
         for name in ("category_separator", "vector_separator"):
@@ -106,12 +108,12 @@ class TableMapping:
         for name, value in section.items():
             if name not in types:
                 raise DataError(
-                    f"[{table}]: unknown setting {name!r}; use one of {', '.join(types)}"
+                    f"[{table}]: unknown setting {shown(name)}; use one of {', '.join(types)}"
                 )
             texts = value.values() if isinstance(value, dict) else ()
             if type(value) is not types[name] or not all(isinstance(t, str) for t in texts):
                 raise DataError(
-                    f"[{table}]: {name} = {value!r} is not {_KINDS[types[name]]}; correct it"
+                    f"[{table}]: {name} = {shown(value)} is not {_KINDS[types[name]]}; correct it"
                 )
         return TableMapping(table=table, **section)
 

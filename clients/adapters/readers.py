@@ -118,13 +118,22 @@ def _parse(lines: pl.Series, fields: Mapping[str, pl.DataType]) -> pl.Series:
     columns: dict[str, list[str | None]] = {name: [] for name in fields if name != SOURCE_FAULT}
     fault: list[bool] = []
     for line in lines:
-        content = _object(line)
-        fault.append(content is None)
+        texts = _texts(line, columns)
+        fault.append(texts is None)
         for name, column in columns.items():
-            column.append(None if content is None else _text(_value(content, name)))
+            column.append(None if texts is None else texts[name])
     series = [pl.Series(name, column, dtype=pl.String) for name, column in columns.items()]
     frame = pl.DataFrame([*series, pl.Series(SOURCE_FAULT, fault, dtype=pl.Boolean)])
     return frame.to_struct(lines.name)
+
+
+def _texts(line: str, names: Iterable[str]) -> dict[str, str | None] | None:
+    """The wanted values of a line; None if it is no object, or nested too deeply to be read."""
+    content = _object(line)
+    try:
+        return None if content is None else {n: _text(_value(content, n)) for n in names}
+    except RecursionError:
+        return None
 
 
 def _object(line: str) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from clients.adapters.files import description_name, read_description
 from clients.adapters.mapping import TableMapping
 from clients.adapters.readers import read_csv, read_parquet
 from crossrec_model.data.source import TABLES
-from crossrec_model.errors import DataError
+from crossrec_model.errors import DataError, shown
 
 _ENGINES: Final = ("duckdb", "sqlite", "postgresql")
 _ENDINGS: Final = {
@@ -121,10 +121,10 @@ def _queries(sql: Mapping[str, Any]) -> dict[str, str]:
     for name, value in sql.items():
         if name not in {*settings, *TABLES}:
             raise DataError(
-                f"[sql]: unknown setting {name!r}; use {', '.join([*sorted(settings), *TABLES])}"
+                f"[sql]: unknown setting {shown(name)}; use {', '.join([*sorted(settings), *TABLES])}"
             )
         if not isinstance(value, str) or not value.strip():
-            raise DataError(f"[sql]: {name} = {value!r} is not a text; correct it")
+            raise DataError(f"[sql]: {name} = {shown(value)} is not a text; correct it")
     for table in ("interactions", "catalogue"):
         if table not in sql:
             raise DataError(f'[sql]: the query {table} is missing; add {table} = "SELECT …"')
@@ -146,7 +146,7 @@ def _database(sql: Mapping[str, Any], folder: Path) -> tuple[str, str]:
     guess = "postgresql" if is_address else _ENDINGS.get(Path(database).suffix.lower())
     engine = sql.get("engine", guess)
     if engine not in _ENGINES:
-        raise DataError(f"[sql]: engine = {engine!r}; set engine to {', '.join(_ENGINES)}")
+        raise DataError(f"[sql]: engine = {shown(engine)}; set engine to {', '.join(_ENGINES)}")
     if engine == "postgresql":
         return engine, database
     path = folder / database
@@ -206,7 +206,7 @@ def _from_sqlite(database: str, query: str, table: str, target: Path) -> Path:
             for number, rows in enumerate(_batches(cursor)):
                 frame = pl.DataFrame(rows, schema=schema, orient="row")
                 frame.write_parquet(target / f"{number:08}.parquet")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:
         raise _refuse(table, error) from None
     return target
 

@@ -27,7 +27,7 @@ from crossrec_model.data.cleaning import Cleaned, CleanTable, clean
 from crossrec_model.data.ordering import write_ordered
 from crossrec_model.data.quarantine import write_quarantine
 from crossrec_model.data.schema import USERS
-from crossrec_model.data.source import Source
+from crossrec_model.data.source import TABLES, Source
 from crossrec_model.data.staging import ROWS_IN_MEMORY
 from crossrec_model.data.summary import CleaningSummary
 from crossrec_model.durable import flush
@@ -46,15 +46,39 @@ class PreparedData:
 
     def interactions(self) -> pl.LazyFrame:
         """Kept events, sorted by user_id, time: all of `INTERACTIONS`, then context columns."""
-        return pl.scan_parquet(self.folder / "interactions.parquet")
+        return self._scan("interactions")
 
     def catalogue(self) -> pl.DataFrame:
         """Kept items, sorted by item_id: all of `CATALOGUE`."""
-        return pl.read_parquet(self.folder / "catalogue.parquet")
+        with self.reading():
+            return self._scan("catalogue").collect()
 
     def users(self) -> pl.DataFrame:
         """All known users, sorted by user_id: all of `USERS`, then attribute columns."""
-        return pl.read_parquet(self.folder / "users.parquet")
+        with self.reading():
+            return self._scan("users").collect()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn what damaged files raise, at the latest when a lazy table is read, into DataError."""
+        try:
+            yield
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            raise DataError(
+                f"{self.folder} is damaged ({_first_line(error)}); prepare it again"
+            ) from None
+
+    def _scan(self, table: str) -> pl.LazyFrame:
+        with self.reading():
+            frame = pl.scan_parquet(self.folder / f"{table}.parquet")
+            schema = frame.collect_schema()
+        for column, dtype in TABLES[table][0].items():
+            if schema.get(column) != dtype:
+                raise DataError(
+                    f"{self.folder} is damaged ({table}: {column} is {schema.get(column)}, not "
+                    f"{dtype}); prepare it again"
+                )
+        return frame
 
 
 def open_prepared(folder: Path) -> PreparedData:
@@ -172,9 +196,12 @@ def _readable(name: str) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        # Readers explain themselves over many lines; the first says what is wrong.
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{name}: the data can't be read: {first}") from None
+        raise DataError(f"{name}: the data can't be read: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    """Readers explain themselves over many lines; the first says what is wrong."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _all_users(active: pl.Series, listed: CleanTable | None) -> pl.DataFrame:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from crossrec_model.data.quarantine import Reason
-from crossrec_model.errors import DataError
+from crossrec_model.errors import DataError, shown
 
 _FORMAT: Final = 1
 
@@ -99,25 +99,37 @@ class CleaningSummary:
         try:
             content: dict[str, Any] = json.loads(text)
             if content["format"] != _FORMAT:
-                raise DataError(f"summary has format {content['format']}, not {_FORMAT}")
+                raise DataError(f"summary has format {shown(content['format'])}, not {_FORMAT}")
             tables = tuple(
                 TableSummary(
-                    table=t["table"],
-                    read=t["read"],
-                    dropped={Reason(reason): n for reason, n in t["dropped"].items()},
+                    table=_name(t["table"]),
+                    read=_count(t["read"]),
+                    dropped={Reason(reason): _count(n) for reason, n in t["dropped"].items()},
                 )
                 for t in content["tables"]
             )
             return CleaningSummary(
-                source=content["source"],
+                source=_name(content["source"]),
                 tables=tables,
-                users=content["users"],
-                items=content["items"],
+                users=_count(content["users"]),
+                items=_count(content["items"]),
                 first_time=datetime.fromisoformat(content["first_time"]),
                 last_time=datetime.fromisoformat(content["last_time"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"the summary is damaged ({error}); prepare the data again") from None
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{shown(value)} is no number of rows")
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"{shown(value)} is no name")
+    return value
 
 
 def by_reason(counts: Mapping[str, int]) -> dict[Reason, int]:

@@ -10,12 +10,13 @@ import json
 import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from crossrec_model.errors import ConfigError, DataError
+from crossrec_model.errors import ConfigError, DataError, shown
 from crossrec_model.evaluation.files import write_whole
 
 _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
@@ -42,24 +43,28 @@ class Figure:
     def __post_init__(self) -> None:
         if not isinstance(self.figure, str) or not _NAME.fullmatch(self.figure):
             raise ConfigError(
-                f"figure name {self.figure!r} must be lower-case words joined by dots"
+                f"figure name {shown(self.figure)} must be lower-case words joined by dots"
             )
-        if not _is_number(self.value) or not math.isfinite(self.value):
+        if not _is_number(self.value) or not abs(self.value) <= sys.float_info.max:
             raise ConfigError(
-                f"figure {self.figure}: value {self.value!r} must be a finite number; "
+                f"figure {self.figure}: value {shown(self.value)} must be a finite number; "
                 "measure again instead of writing it"
             )
         match = _GOAL.fullmatch(self.goal) if isinstance(self.goal, str) else None
         if match is None or not math.isfinite(float(match[2])):
             raise ConfigError(
-                f"figure {self.figure}: goal {self.goal!r} must be one of {' '.join(_COMPARE)} "
+                f"figure {self.figure}: goal {shown(self.goal)} must be one of {' '.join(_COMPARE)} "
                 "and a finite number, such as '>=20'"
             )
-        if not isinstance(self.command, str) or not self.command.strip():
+        if (
+            not isinstance(self.command, str)
+            or not self.command.strip()
+            or not self.command.isprintable()
+        ):
             raise ConfigError(f"figure {self.figure}: give the command that makes the value again")
         if not isinstance(self.seeds, int) or isinstance(self.seeds, bool) or self.seeds < 1:
             raise ConfigError(
-                f"figure {self.figure}: seeds {self.seeds!r} must be a whole number ≥ 1"
+                f"figure {self.figure}: seeds {shown(self.seeds)} must be a whole number ≥ 1"
             )
 
     @property

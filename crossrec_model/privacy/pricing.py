@@ -38,6 +38,8 @@ _ROUNDING: Final = 1e-15
 #: Below it, or below so much a step, the rounding of the Fourier transforms could matter.
 _LEAST_PLD_DELTA: Final = 1e-10
 _LEAST_PLD_DELTA_A_STEP: Final = 1e-13
+#: Above it a tight price takes minutes, and a plan that a platform is shown may ask for 10^10 steps.
+_MOST_PLD_STEPS: Final = 2_000_000
 #: Above it a tight price is not worth the memory that it takes.
 _MOST_PLD_EPSILON: Final = 1000.0
 #: Steps of the privacy loss that distributions are rounded up to: coarser ones cost more epsilon,
@@ -77,7 +79,7 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     and every Renyi order bounds on its own. Both depend on public parameters only, never on data or
     noise, so that taking the smaller one is no further choice that would have to be paid for. Where
     the first fails, is not finite, or could be hurt by rounding (delta below 1e-10 or below
-    1e-13 a step; epsilon above 1,000), the second stands alone.
+    1e-13 a step; epsilon above 1,000; more than 2 million steps), the second stands alone.
 
     With any distributed noise the whole is priced by Renyi divergences: discrete Gaussian noise in
     any number of dimensions has at most the divergence of continuous noise (Canonne, Kamath & Steinke
@@ -187,7 +189,7 @@ def _price(counts: _Counts, delta: float) -> float:
     steps = sum(count for _event, count in counts)
     exact = delta >= max(_LEAST_PLD_DELTA, steps * _LEAST_PLD_DELTA_A_STEP)
     distributed = any(isinstance(event, DistributedGaussian) for event, _count in counts)
-    if distributed or not exact or not by_renyi <= _MOST_PLD_EPSILON:
+    if distributed or not exact or not by_renyi <= _MOST_PLD_EPSILON or steps > _MOST_PLD_STEPS:
         return by_renyi
     return min(by_renyi, _loss_epsilon(counts, delta, _interval(counts, by_renyi)))
 

@@ -294,14 +294,6 @@ def check_exact(written: bytes, data: bytes, what: str) -> None:
         raise RosterError(f"{what} is not in its canonical form; get it anew")
 
 
-def encoded(text: str, what: str) -> bytes:
-    """Return text from JSON as UTF-8; raises RosterError for half of a surrogate pair."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise RosterError(f"{what} is damaged (text that is no Unicode); get it anew") from None
-
-
 def _unsigned(member: Member) -> dict[str, Any]:
     return {"format": FORMAT, "platform": member.platform, "public": member.public.hex}
 

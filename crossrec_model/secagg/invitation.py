@@ -21,12 +21,11 @@ from crossrec_model.secagg.identity import (
     PublicIdentity,
     canonical,
     check_exact,
-    encoded,
     fields,
     parse,
     signature_of,
 )
-from crossrec_model.secagg.roster import MAX_VERSION, Roster, SignedRoster
+from crossrec_model.secagg.roster import MAX_VERSION, Roster, SignedRoster, check_name
 
 _PLAN: Final = "plan"
 _INVITATION: Final = "invitation"
@@ -46,8 +45,7 @@ _INVITED: Final = {
     "platform": str,
     "signature": str,
 }
-# Only what is safe on a terminal: it is shown beside the fingerprint that people compare.
-_ADDRESS: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+_ADDRESS: Final = re.compile(r"[!-.0-?A-~]{1,253}:[0-9]{1,5}")
 _CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n"
 _CA: Final = re.compile(f"(?:{_CERTIFICATE})+")
 
@@ -114,13 +112,14 @@ class SignedPlan:
         """
         what = "the signed plan"
         found = fields(parse(data, what), what, _SIGNED_PLAN)
+        check_name(found["federation"])
         if not 1 <= found["version"] <= MAX_VERSION:
             raise RosterError(f"{what} has a version outside 1 to {MAX_VERSION}; get it anew")
         try:
-            plan = Plan.from_json(encoded(found["plan"], what))
+            plan = Plan.from_json(_ascii(found["plan"], what))
         except ConfigError as error:
             raise RosterError(f"{what} can't be followed here: {error}") from None
-        encoded(found["federation"], what)
+        _ascii(found["federation"], what)
         signature = signature_of(found["signature"], what)
         made = cls(found["federation"], found["version"], plan, signature)
         check_exact(made.to_json(), data, what)
@@ -163,8 +162,8 @@ class Notice:
         """
         what = "the notice"
         found = fields(parse(data, what), what, _NOTICE)
-        roster = SignedRoster.from_json(encoded(found["roster"], what), allow_two=True)
-        made = cls(roster, SignedPlan.from_json(encoded(found["plan"], what)))
+        roster = SignedRoster.from_json(_ascii(found["roster"], what), allow_two=True)
+        made = cls(roster, SignedPlan.from_json(_ascii(found["plan"], what)))
         check_exact(made.to_json(), data, what)
         return made
 
@@ -235,7 +234,7 @@ class Invitation:
             found["platform"],
             found["address"],
             found["ca"],
-            Notice.from_json(encoded(found["notice"], what)),
+            Notice.from_json(_ascii(found["notice"], what)),
             signature_of(found["signature"], what),
         )
         check_exact(made.to_json(), data, what)
@@ -245,14 +244,17 @@ class Invitation:
         return _invited(self.platform, self.address, self.ca, self.notice)
 
 
-def is_address(text: str) -> bool:
-    """Whether an invitation can carry it: HOST:PORT in ASCII, an IPv6 address in brackets."""
-    return _ADDRESS.fullmatch(text) is not None
+def _ascii(text: str, what: str) -> bytes:
+    """The bytes of a text that is part of a document in ASCII; raises RosterError for any other."""
+    try:
+        return text.encode("ascii")
+    except UnicodeEncodeError:
+        raise RosterError(f"{what} is damaged (a text that is not ASCII); get it anew") from None
 
 
 def _check_place(address: str, ca: str) -> None:
-    if not is_address(address):
-        raise RosterError(f"the invitation's address {address[:80]!a} is not HOST:PORT")
+    if not _ADDRESS.fullmatch(address):
+        raise RosterError(f"the invitation's address {address[:80]!r} is not HOST:PORT")
     if not _CA.fullmatch(ca):
         raise RosterError("the invitation holds no certificate in PEM; ask for it anew")
 

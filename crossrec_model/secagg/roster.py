@@ -278,11 +278,11 @@ def honest(members: int, share: float = COLLUDING_SHARE) -> int:
 
 
 def check_name(federation: str) -> None:
-    """Raise RosterError for a name of a federation that no roster can carry."""
+    """Raise RosterError for a name that no federation can have."""
     if not re.fullmatch(_NAME, federation):
         raise RosterError(
-            f"federation name {federation[:80]!r} is not 1 to 64 letters, digits, spaces, "
-            "dots, dashes or underscores that start with a letter or digit; choose another"
+            f"federation name {federation[:80]!r} is not 1 to 64 letters, digits, spaces, dots, "
+            "dashes or underscores that start with a letter or digit; choose another"
         )
 
 

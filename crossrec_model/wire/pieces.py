@@ -54,7 +54,9 @@ def assemble(size: int, order: Iterable[str], pieces: Iterable[bytes]) -> memory
     buffer = np.empty(size, dtype=np.uint8).data
     arriving, placed, end = iter(pieces), dict[str, slice](), 0
     for name in order:
-        piece = buffer[placed[name]] if name in placed else next(arriving)
+        piece = buffer[placed[name]] if name in placed else next(arriving, None)
+        if piece is None:
+            raise WireError(f"frame's pieces have {end} bytes, then one is missing")
         start, end = end, end + len(piece)
         if end > size:
             raise WireError(f"frame's pieces have more than the {size} bytes announced")

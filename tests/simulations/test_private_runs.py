@@ -41,7 +41,7 @@ class _Lines:
         self.note(reason)
 
     def left_out(self, platform, reason) -> None:
-        self.note(reason)
+        self.note(f"platform {platform} was left out: {reason}")
 
     def __init__(self) -> None:
         self.said: list[str] = []
