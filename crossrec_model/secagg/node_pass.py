@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from crossrec_model.secagg.identity import (
     signature_of,
 )
 from crossrec_model.secagg.roster import Roster
+from crossrec_model.wire.messages import PLATFORM_ID
 
 HEADER: Final = "crossrec-pass"
 #: Longest header that is looked at, in characters.
@@ -81,8 +83,11 @@ class NodePass:
             node = b""
         if len(node) != 32 or not 0 <= found["time"] < 2**53:
             raise RosterError(f"{what} is damaged (node or time); connect anew")
+        if not re.fullmatch(PLATFORM_ID, found["platform"]):
+            raise RosterError(f"{what} is of {found['platform'][:80]!r}, which is no platform id")
         made = cls(found["platform"], node, found["time"], signature_of(found["signature"], what))
-        check_exact(canonical(made._document()), data, what)
+        # The header itself: base64 has several texts for the same bytes.
+        check_exact(made.to_header().encode(), text.encode(), what)
         return made
 
     def check(self, roster: Roster, node_key: bytes, now: float) -> None:
