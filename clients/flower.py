@@ -248,6 +248,7 @@ class _Session:
 
     def __init__(self, client: FleetHttpClient, public_key: bytes, report: Report) -> None:
         self._client, self._report = client, report
+        self._answer_lost = False
         self._call(client.RegisterNode, fleet.RegisterNodeFleetRequest(public_key=public_key))
         request = fleet.ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_S)
         self._node = Node(node_id=self._call(client.ActivateNode, request).node_id)
@@ -265,6 +266,8 @@ class _Session:
                 reason = f"it answered {status}"
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
+                # It may have got the request nevertheless.
+                self._answer_lost |= not isinstance(error, httpx.ConnectError)
             if time.monotonic() + pause > end:
                 raise _LostError(reason)
             if not reported:
@@ -318,9 +321,12 @@ class _Session:
 
     def _receive(self) -> Message | None:
         """Return the next message in full, its frame in one buffer; None if there is none."""
-        request = fleet.PullMessagesRequest(node=self._node)
+        request, self._answer_lost = fleet.PullMessagesRequest(node=self._node), False
         response = self._call(self._client.PullMessages, request)
         if not response.messages_list:
+            if self._answer_lost:
+                # The coordinator hands each message out once and would wait for our answer to it.
+                raise _LostError("what it said was lost on the way")
             return None
         sent, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
         run_id, message_id = sent.metadata.run_id, sent.metadata.message_id

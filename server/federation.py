@@ -187,7 +187,8 @@ class Federation:
         )
         following, trained = runner.train(model, seats)
         self._left_out(trained, seats)
-        present = {platform: seats[platform] for platform in trained.contributors}
+        # One that was lost after its vector counted would be waited for once more.
+        present = {p: seats[p] for p in trained.contributors if p not in trained.lost}
         evaluated = self._evaluate(runner, following, present)
         record = RoundRecord(
             round=number,

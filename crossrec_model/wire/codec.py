@@ -135,7 +135,10 @@ class Text:
 
     def write(self, value: str) -> bytes:
         """Return length and UTF-8 bytes."""
-        return self._blob.write(self._checked(value).encode())
+        try:
+            return self._blob.write(self._checked(value).encode())
+        except UnicodeEncodeError:
+            raise WireError(f"{self._what} {value[:80]!r} can't be written as UTF-8") from None
 
     def read(self, reader: Reader) -> str:
         """Return the text."""

@@ -22,7 +22,7 @@ from crossrec_model.errors import CrossrecError
 #: Longest message of a refusal, in characters: a screen, not a megabyte of what was sent.
 MOST_MESSAGE: Final = 2000
 
-Check = Callable[[bytes], None]
+Check = Callable[[bytes], object]
 
 
 class RoundTripError(Exception):

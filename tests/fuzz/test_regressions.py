@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import json
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,6 @@ import targets_coordinator
 import targets_data
 import targets_keys
 import targets_platform
-from targets import judge
 
 from clients.adapters import open_source
 from clients.adapters.readers import read_jsonl
@@ -35,6 +36,7 @@ from crossrec_model.privacy import pricing
 from crossrec_model.privacy.events import GaussianRelease, SampledGaussian
 from crossrec_model.secagg.errors import RosterError
 from crossrec_model.secagg.invitation import Invitation, Notice, SignedPlan
+from crossrec_model.secagg.node_pass import NodePass
 from crossrec_model.wire.pieces import assemble
 from server.checkpoint import CheckpointStore
 from server.database import Database
@@ -182,6 +184,23 @@ def test_signed_documents_whose_inner_text_is_not_ascii_are_refused(text: str) -
 @each("name", ["\x1b[2J", "\ud800", "", "é" * 5000])
 def test_a_plan_of_a_federation_with_no_possible_name_is_refused(name: str) -> None:
     _refused(RosterError, lambda: SignedPlan.from_json(_signed_plan({"federation": name})))
+
+
+@each("platform", ["\ud800", "", "\x1b[2J", "é"])
+def test_a_pass_of_no_possible_platform_is_refused(platform: str) -> None:
+    document = targets_keys._made_pass()._document() | {"platform": platform}
+    raw = targets_keys.written(targets_keys._sealed_pass(document)) or b""
+    _refused(RosterError, lambda: NodePass.from_header(base64.b64encode(raw).decode()))
+
+
+def test_a_pass_in_another_base64_of_the_same_bytes_is_refused() -> None:
+    made = targets_keys._made_pass()
+    headers = (replace(made, platform="A" * count).to_header() for count in (1, 2, 3))
+    text = next(header for header in headers if header.endswith("=="))
+    other = f"{text[:-3]}{chr(ord(text[-3]) + 1)}=="
+    assert base64.b64decode(text) == base64.b64decode(other)
+    NodePass.from_header(text)
+    _refused(RosterError, lambda: NodePass.from_header(other))
 
 
 @each(
@@ -430,9 +449,5 @@ def test_a_plan_of_very_many_steps_is_priced_at_once(monkeypatch: pytest.MonkeyP
         raise AssertionError("minutes of convolutions")
 
     monkeypatch.setattr(pricing, "_loss_epsilon", never)
-    events = (SampledGaussian(multiplier=1e6, rate=0.5, steps=10**8), GaussianRelease(multiplier=9))
+    events = (SampledGaussian(multiplier=1e6, rate=0.5, steps=10**7), GaussianRelease(multiplier=9))
     assert 0 < pricing.epsilon(events, 1e-5) < 10
-
-
-def test_all_regressions_are_judged_by_the_same_rule() -> None:
-    assert judge(lambda _data: None, b"") is True
