@@ -12,6 +12,7 @@ import polars as pl
 
 from clients.adapters.mapping import TableMapping
 from clients.adapters.readers import read_csv, read_jsonl, read_parquet
+from clients.adapters.trial import first_broken
 from crossrec_model.data.source import TABLES
 from crossrec_model.errors import DataError, shown
 
@@ -90,15 +91,23 @@ class TableFiles:
         paths: dict[Path, None] = {}
         for glob in self.files:
             paths.update(dict.fromkeys(_matches(folder, glob, self.mapping.table)))
+        if broken := first_broken([path for path in paths if self._kind(path) == "parquet"]):
+            raise DataError(
+                f"{broken.name} can't be read as Parquet: its reader broke on it; export it again"
+            )
         frames = [
             self.mapping.apply(self._read(path), file=path.relative_to(folder).as_posix())
             for path in paths
         ]
         return pl.concat(frames, how="diagonal_relaxed") if len(frames) > 1 else frames[0]
 
-    def _read(self, path: Path) -> pl.LazyFrame:
+    def _kind(self, path: Path) -> str | None:
+        """The format of a file, None if nothing tells it."""
         endings = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
-        kind = self.format or _FORMATS.get(endings[-1].lower() if endings else "")
+        return self.format or _FORMATS.get(endings[-1].lower() if endings else "")
+
+    def _read(self, path: Path) -> pl.LazyFrame:
+        kind = self._kind(path)
         if kind == "csv":
             return read_csv(path, separator=self.separator, quote=self.quote or None)
         if kind == "jsonl":

@@ -18,6 +18,8 @@ EVENT_WEIGHT: Final = {Event.VIEW: 0.2, Event.FAVOURITE: 0.5, Event.CART: 0.7, E
 #: Context that is hashed into a user's representation: her shop, device and region.
 CONTEXT_COLUMNS: Final = ("shop_id", f"{CONTEXT_PREFIX}device", f"{CONTEXT_PREFIX}region")
 _DAY_US: Final = 86_400 * 10**6
+#: More is no price; without a bound, a product of two typing errors would be infinite.
+_MOST_SPEND: Final = 1e12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,8 +27,8 @@ class Histories:
     """Events of all users; user u owns the rows offsets[u] to offsets[u + 1], oldest first.
 
     `item` int64 row of the ItemTable; `day` float64 days since 1970 UTC; `weight` float32, see
-    EVENT_WEIGHT; `bought` bool; `spend` float32 in the platform's currency, 0 where unknown; `context`
-    int64 [events, 3] hashed, 0 = none.
+    EVENT_WEIGHT; `bought` bool; `spend` float32 in the platform's currency, 0 where unknown and at most
+    10^12; `context` int64 [events, 3] hashed, 0 = none.
     """
 
     user_ids: tuple[str, ...]
@@ -80,7 +82,7 @@ def read_histories(interactions: pl.LazyFrame, items: ItemTable, buckets: int) -
     frame = frame.join(ids, on="item_id", how="inner", maintain_order="left")
     users = frame["user_id"].unique(maintain_order=True)
     counts = frame.group_by("user_id", maintain_order=True).len()["len"].to_numpy()
-    spend = (frame["quantity"].fill_null(1.0) * frame["price"].fill_null(0.0)).to_numpy()
+    spend = (frame["quantity"].fill_null(1.0) * frame["price"].fill_null(0.0)).clip(0, _MOST_SPEND)
     events = frame["event"]
     weight = events.replace_strict({e.value: w for e, w in EVENT_WEIGHT.items()})
     return Histories(
@@ -90,7 +92,7 @@ def read_histories(interactions: pl.LazyFrame, items: ItemTable, buckets: int) -
         day=frame["time"].dt.epoch("us").to_numpy().astype(np.float64) / _DAY_US,
         weight=weight.to_numpy().astype(np.float32),
         bought=(events == Event.PURCHASE.value).to_numpy(),
-        spend=spend.astype(np.float32),
+        spend=spend.to_numpy().astype(np.float32),
         context=_context_codes(frame, buckets),
     )
 

@@ -4,6 +4,7 @@
     catalogue.parquet      kept items, sorted by item_id
     users.parquet          every user of an event or of the users table, sorted by user_id
     summary.json           what was read, kept and dropped
+    checksums.json         SHA-256 of the three tables
     quarantine/            <table>.csv for each table with rejected rows
 
 The folder appears complete or not at all.
@@ -11,6 +12,8 @@ The folder appears complete or not at all.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +37,7 @@ from crossrec_model.durable import flush
 from crossrec_model.errors import ConfigError, DataError
 
 _SUMMARY: Final = "summary.json"
+_CHECKSUMS: Final = "checksums.json"
 _QUARANTINE: Final = "quarantine"
 
 
@@ -82,7 +86,9 @@ class PreparedData:
 
 
 def open_prepared(folder: Path) -> PreparedData:
-    """Open a folder that `prepare` wrote.
+    """Open a folder that `prepare` wrote, and verify its tables' checksums.
+
+    A reader of tables may take its whole process down over damaged bytes, so it gets none.
 
     Raises:
         DataError: the folder is not one, or it is damaged.
@@ -94,6 +100,7 @@ def open_prepared(folder: Path) -> PreparedData:
     for table in ("interactions", "catalogue", "users"):
         if not (folder / f"{table}.parquet").is_file():
             raise DataError(f"{folder} lacks {table}.parquet; prepare the data again")
+    _verify(folder)
     return PreparedData(folder=folder, summary=CleaningSummary.from_json(text))
 
 
@@ -109,7 +116,7 @@ def prepare(
     """Clean a source into a folder.
 
     1. Clean the three tables. 2. Write the quarantine. 3. Refuse data that is too bad. 4. Order
-    and write the tables; refuse too few users. 5. Write the summary and swap the folder in.
+    and write the tables; refuse too few users. 5. Write checksums and summary, swap the folder in.
 
     Args:
         source: the platform's untrusted rows.
@@ -146,9 +153,28 @@ def prepare(
         cleaned.catalogue.rows.write_parquet(folder / "catalogue.parquet")
         _all_users(active, cleaned.users).write_parquet(folder / "users.parquet")
         summary = _summary(source.name, folder, cleaned, len(active))
+        (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder)), encoding="utf-8")
         (folder / _SUMMARY).write_text(summary.to_json(), encoding="utf-8")
         _publish(folder, into)
     return PreparedData(folder=into, summary=summary)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    found = {}
+    for table in TABLES:
+        with (folder / f"{table}.parquet").open("rb") as file:
+            found[f"{table}.parquet"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _verify(folder: Path) -> None:
+    """Raise DataError unless the tables are those that were written."""
+    try:
+        found = json.loads((folder / _CHECKSUMS).read_bytes()), _checksums(folder)
+    except (OSError, ValueError, RecursionError):
+        found = None, {}
+    if found[0] != found[1]:
+        raise DataError(f"{folder} is damaged (a checksum differs); prepare it again")
 
 
 def _check_arguments(into: Path, now: datetime, max_bad: float, min_users: int) -> None:

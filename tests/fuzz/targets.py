@@ -36,9 +36,10 @@ class UnclearRefusalError(Exception):
 class Cost(Enum):
     """How many inputs a target gets beside the others, by how long each takes."""
 
-    CHEAP = 12  # up to a millisecond
-    MEDIUM = 4  # a few
-    DEAR = 1  # tens
+    CHEAP = 48  # up to a millisecond
+    MEDIUM = 16  # a few
+    DEAR = 4  # tens
+    SLOW = 1  # starts a process
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,16 +133,18 @@ def _rows(kind: str) -> Callable[[Path], Check]:
     def prepare_folder(scratch: Path) -> Check:
         folder = scratch / "source"
         folder.mkdir()
-        ending = _ENDINGS[kind]
-        text = _DESCRIPTION.replace(".csv", f".{ending}")
-        (folder / "crossrec.toml").write_text(text, encoding="utf-8")
-        whole = {name: _file(name, kind) for name in _TABLES}
+        for name, text in _CSV.items():
+            (folder / f"{name}.csv").write_text(text, encoding="utf-8")
 
         def check(data: bytes) -> None:
             chosen = _TABLES[data[0] % 3] if data else _TABLES[0]
-            for name, content in whole.items():
-                (folder / f"{name}.{ending}").write_bytes(data[1:] if name == chosen else content)
+            changed = f"{chosen}.{_ENDINGS[kind]}"
+            text = _DESCRIPTION.replace(f"{chosen}.csv", changed)
+            (folder / "crossrec.toml").write_text(text, encoding="utf-8")
+            (folder / changed).write_bytes(data[1:])
             _cleaned(scratch, str(folder))
+            if kind == "csv":
+                (folder / changed).write_text(_CSV[chosen], encoding="utf-8")
 
         return check
 
@@ -234,7 +236,8 @@ def _folder() -> dict[str, bytes]:
         for name, text in _CSV.items():
             (source / f"{name}.csv").write_text(text, encoding="utf-8")
         _prepared(str(source), Path(scratch) / "prepared")
-        names = ("summary.json", *(f"{name}.parquet" for name in _TABLES))
+        tables = (f"{name}.parquet" for name in _TABLES)
+        names = ("summary.json", *tables, "checksums.json")
         return {name: (Path(scratch) / "prepared" / name).read_bytes() for name in names}
 
 
@@ -243,7 +246,7 @@ def _damaged(scratch: Path) -> Check:
 
     def check(data: bytes) -> None:
         names = list(_folder())
-        chosen = names[data[0] % 4] if data else names[0]
+        chosen = names[data[0] % 5] if data else names[0]
         for name, content in _folder().items():
             (scratch / name).write_bytes(data[1:] if name == chosen else content)
         prepared = open_prepared(scratch)
@@ -315,7 +318,7 @@ TARGETS: Final = (
                 "parquet": OF_BYTES,
                 "csv.gz": OF_BYTES,
             }[kind],
-            cost=Cost.DEAR,
+            cost=Cost.SLOW if kind == "parquet" else Cost.DEAR,
             memory_mib=256,
             bombs={
                 "parquet": lambda: [bytes((at,)) + _bomb() for at in range(3)],

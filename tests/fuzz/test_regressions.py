@@ -8,6 +8,7 @@ import importlib
 import json
 import sqlite3
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,10 +25,13 @@ import targets_platform
 
 from clients.adapters import open_source
 from clients.adapters.readers import read_jsonl
+from clients.adapters.trial import first_broken
 from clients.connection import Endpoint
 from clients.joining import accept_invitation
 from crossrec_model import errors, federation_files
 from crossrec_model.config import Plan
+from crossrec_model.data.histories import read_histories
+from crossrec_model.data.items import item_table
 from crossrec_model.data.prepared import open_prepared
 from crossrec_model.data.summary import CleaningSummary
 from crossrec_model.errors import ConfigError, CrossrecError, DataError, FederationError, WireError
@@ -51,6 +55,19 @@ DEEP_TOML = f"seed = {DEEP}\n"
 LONG = "9" * 5000
 HEX = "0x" + "f" * 5000
 RUN = targets_coordinator.RUN
+#: A Parquet file of three users, of which one byte was changed: a page of 2^64 values.
+PARQUET = (
+    "c-o~@PjAyO6nBy~+hGy~)m9?q(8CsWVj5|-(gy9~P5Vn3Z6(^#OO-CkR@jm%N!xXY331*hKxm(V4}v)C!j%u"
+    "e5pkS&cGI!}7r?Up?Du=`_p|-dR%yL}Q+OWFSFnr`LL!X5!RG>>EsSs$XO{rZz>u}aC@=OcMeG|%xGad$Ji>"
+    "Eo5y=@<ndwJv*zP(Q5t&>H(Df~S_D&ioDp;w2fpiJR$c+Rr253FN50>!EL`%#|fGNU6OOgahoJ!q04E)IT<8"
+    "~ahPrCkVE_p#N^ea*SD%{BiEnu!-kx8au_(2#SgI)$_Zrv@FPjf&Sn~AD`q^W4ej^nV~>Bnw6bdS1$&sE<F("
+    "DfThzn1>MqTUx(c6BzvgQ_HP3E*KzWG->+8mCMw15!xU$QIs*B(}N|aV1&aNVvh4SX3)JsW1p)EJGm{#Ay*0"
+    "P(@<_%=hbS-Nt^qR00xN)zmfpTG0NczT~5fv*c46>qvhuY5!6$@<qmkeB%^v(%OH$KKahL-pSZR<WeHCJ_{z"
+    "xUQn5%_4@PXlj!i+J++k&;v?3qA%(Wdrt$#xXSHO{T~8^E=mxhn`mhT4kjL**dX&UH1GCPZRW?zUzp=}xx7l"
+    "``Ch^efoO_CMh3zfF+1cy8^czO2VU1c%r`Iu8dDMXEogGa`**Tcxi-cs156evCRmUuzx0*%cV5L4dFwc6O(}"
+    "<QBKH^8?B-=mpYjk~=9S!Ve!aE$3R?i`+yvZTv+G(7(4)#2|S))kVuLdV}80GT4QG6Wui@AXtMo^cWxm;K_a"
+    "`{fbd*b9uo@JOFXT|dzv*dYY(<!W)rLt{UwrLeT&-6;R>saQZx(1)!xTDYT+pEGK)DN3M0k!"
+)
 
 
 def each(name: str, values: Sequence[Any]) -> pytest.MarkDecorator:
@@ -427,6 +444,44 @@ def test_a_line_that_is_too_deep_is_one_bad_line(tmp_path: Path) -> None:
     read = read_jsonl(path, keys=["user_id"]).collect()
     assert read["source_fault"].to_list() == [False, True, False]
     assert read["user_id"].to_list() == ["u0", None, "u2"]
+
+
+def test_a_parquet_file_that_ends_its_reader_is_refused(tmp_path: Path) -> None:
+    raw = zlib.decompress(base64.b85decode(PARQUET))
+    for name in ("users", "interactions"):
+        (tmp_path / f"{name}.parquet").write_bytes(raw)
+    text = targets_data._DESCRIPTION.replace("users.csv", "*.parquet")
+    (tmp_path / "crossrec.toml").write_text(text, encoding="utf-8")
+    message = _refused(DataError, lambda: open_source(str(tmp_path), "A").users())
+    assert "interactions.parquet can't be read as Parquet" in message
+    whole = tmp_path / "whole.parquet"
+    whole.write_bytes(targets_data._file("users", "parquet"))
+    broken = tmp_path / "users.parquet"
+    assert first_broken([whole, broken, whole]) == broken
+    assert first_broken([whole, tmp_path / "missing.parquet"]) is None
+    assert first_broken([]) is None
+
+
+def test_a_spend_beyond_all_numbers_is_bounded(tmp_path: Path) -> None:
+    for name, text in targets_data._CSV.items():
+        (tmp_path / f"{name}.csv").write_text(text.replace(",1,1.5,", ",1e300,1e300,"), "utf-8")
+    (tmp_path / "crossrec.toml").write_text(targets_data._DESCRIPTION, encoding="utf-8")
+    prepared = targets_data._prepared(str(tmp_path), tmp_path / "prepared")
+    items = item_table(prepared.catalogue(), targets_platform.SMALL.model)
+    spend = read_histories(prepared.interactions(), items, 32).spend
+    assert np.isfinite(spend).all()
+    assert spend.max() == np.float32(1e12)
+
+
+def test_a_prepared_table_that_was_changed_is_told(tmp_path: Path) -> None:
+    for name, content in targets_data._folder().items():
+        (tmp_path / name).write_bytes(content)
+    open_prepared(tmp_path)
+    path = tmp_path / "users.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"2")
+    assert "checksum" in _refused(DataError, lambda: open_prepared(tmp_path))
+    (tmp_path / "checksums.json").write_text(DEEP, encoding="utf-8")
+    assert "checksum" in _refused(DataError, lambda: open_prepared(tmp_path))
 
 
 def test_an_sqlite_file_with_a_column_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
