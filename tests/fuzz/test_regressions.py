@@ -28,7 +28,7 @@ from clients.adapters.readers import read_jsonl
 from clients.adapters.trial import first_broken
 from clients.connection import Endpoint
 from clients.joining import accept_invitation
-from crossrec_model import errors, federation_files
+from crossrec_model import errors
 from crossrec_model.config import Plan
 from crossrec_model.data.histories import read_histories
 from crossrec_model.data.items import item_table
@@ -162,7 +162,6 @@ def test_toml_that_is_too_deep_or_long_is_refused(tmp_path: Path, text: str) -> 
     path.write_text(text, encoding="utf-8")
     _refused(ConfigError, lambda: Plan.from_toml(path))
     _refused(ConfigError, lambda: Settings.from_toml(text))
-    _refused(ConfigError, lambda: federation_files.read_settings(path))
     _refused(DataError, lambda: open_source(str(path), "A"))
 
 
