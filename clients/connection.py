@@ -296,14 +296,21 @@ class End:
     """How far a platform is with its last answer: given, heard by the coordinator, its error if any."""
 
     def __init__(self) -> None:
-        self.reached, self.heard = False, False
+        #: How often the last answer was given.
+        self.given = 0
+        self.heard = False
         self.error: CrossrecError | None = None
 
     def __call__(self, error: CrossrecError | None) -> None:
         """The last answer is given."""
         # Whoever has kept the final model only confirms it.
         self.error = self.error if self.reached else error
-        self.reached = True
+        self.given += 1
+
+    @property
+    def reached(self) -> bool:
+        """Whether the last answer was given."""
+        return self.given > 0
 
     @property
     def over(self) -> bool:

@@ -287,11 +287,11 @@ class _Session:
         """Answer messages until the end is reached."""
         answered = time.monotonic()
         while not end.over:
-            asked = time.monotonic()
+            asked, given = time.monotonic(), end.given
             try:
                 if self._answer_next(application):
                     answered = asked = time.monotonic()
-                    end.heard = end.reached
+                    end.heard = end.given > given
             except httpx.HTTPStatusError as error:
                 # Connecting anew tells whether it has restarted, or lets this platform in no more.
                 if error.response.status_code == httpx.codes.UNAUTHORIZED or _is_refusal(error):
