@@ -22,6 +22,7 @@ from typing import Any, Final, cast
 
 from crossrec_model.config import Plan, check_rounds
 from crossrec_model.errors import FederationError
+from crossrec_model.secagg.node_pass import TOLERANCE_S
 from crossrec_model.wire.pieces import Frame, Payload
 from server.checkpoint import CheckpointStore, state_folder
 from server.courier import Arrivals, Loss, Lost, NodeId, arrivals
@@ -57,8 +58,11 @@ with warnings.catch_warnings():
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
     from flwr.superlink.grid import HttpGrid
     from flwr.superlink.main import create_app
+    from flwr.superlink.routers.fleet import node_auth
     from flwr.superlink.servicer.runtime import runtime_handlers
 
+# Flower allows a platform's clock to be 300 s behind but only 5 s ahead; our own door allows both 300 s.
+setattr(node_auth, "SYSTEM_TIME_TOLERANCE", TOLERANCE_S)  # noqa: B010
 #: One type for all our messages: what they are stands inside.
 MESSAGE_TYPE: Final = "train"
 #: Flower's two intervals, and a little for time that is rounded.

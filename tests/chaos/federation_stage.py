@@ -146,7 +146,7 @@ class FederationStage:
         return self.coordinator if name == "coordinator" else self.platforms[name]
 
     def expect(
-        self, pattern: str, *, after: int = 0, within_s: float = 90.0, times: int = 1
+        self, pattern: str, *, after: int = 0, within_s: float = 240.0, times: int = 1
     ) -> int:
         """Wait for the n-th line "ROLE|TEXT" that matches; return where the next one stands."""
         found = self.said.find(pattern, after=after, within_s=within_s, times=times)
@@ -167,7 +167,7 @@ class FederationStage:
     def plan(self) -> Plan:
         return self.final().plan
 
-    def settle(self, within_s: float = 180.0) -> int:
+    def settle(self, within_s: float = 400.0) -> int:
         """Wait, with no further fault, until everybody has ended well.
 
         A platform that was away at the run's end gets the final model from a coordinator that is
@@ -224,7 +224,12 @@ class FederationStage:
 
 
 def _rosters(homes: Path, names: str) -> tuple[Path, Path]:
-    """Sign a roster without the last platform, then one of all; return the newer and the older."""
+    """Sign a roster without the last platform, then one of all; return the newer and the older.
+
+    Of three platforms there is one roster only, since two make none.
+    """
+    if len(names) == 3:
+        return make_roster(homes, names), homes / "none"
     older = make_roster(homes, names[:-1])
     kept = older.with_name("older.json")
     kept.write_bytes(older.read_bytes())

@@ -22,7 +22,8 @@ from crossrec_model.privacy.ledger import LEDGER, read_history
 from server.checkpoint import CheckpointStore
 from server.tls import TlsFiles
 
-pytestmark = pytest.mark.processes
+# Starts of a dozen processes on two cores that others may use, too.
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 StageOf = Callable[[Cast], FederationStage]
 #: Random runs of the long suite; every fifth is one of private platforms.
 RUNS = 50
@@ -39,10 +40,9 @@ def _equals_the_calm_run(stage: FederationStage) -> None:
     np.testing.assert_array_equal(last.optimizer.velocity, velocity)  # type: ignore[union-attr]
 
 
-@pytest.mark.slow
 def test_a_coordinator_killed_in_every_phase(stage_of: StageOf) -> None:
     """At the next round it goes on; the model is the calm run's, bit by bit."""
-    stage = stage_of(Cast(rounds=4, seconds=0.1))
+    stage = stage_of(Cast(rounds=3, seconds=0.1))
     stage.start()
     mark = 0
     for phase in ("train 1", "checkpoint 1", "unmask", "finish"):
@@ -55,20 +55,19 @@ def test_a_coordinator_killed_in_every_phase(stage_of: StageOf) -> None:
     assert all(len(role.runs) == 1 for role in stage.platforms.values())
 
 
-@pytest.mark.slow
 def test_platforms_killed_and_stopped(stage_of: StageOf) -> None:
-    """Those that are left go on; a straggler is left out at the deadline and comes back."""
-    stage = stage_of(Cast(rounds=14, seconds=0.8, deadline=3.0))
+    """Those that are left go on; who is killed or late comes back in a later round."""
+    stage = stage_of(Cast(rounds=6, seconds=0.3, deadline=3.0))
     stage.start()
     mark = stage.expect(r"coordinator\|round 1/")
-    with faults.paused(stage, "C"):
-        stage.expect(r"coordinator\|platform C was left out: no answer in time", after=mark)
-    mark = stage.expect(r"coordinator\|round \d+/.* platforms A, B, C, D ", after=mark)
     stage.expect(r"B\|@ unmask", after=mark)
     faults.kill(stage, "B")
     # Its vector had come, so it counts; the shares of the others open the sum.
     mark = stage.expect(r"coordinator\|platform B was left out: while unmasking", after=mark)
     mark = stage.expect(r"coordinator\|round \d+/.* platforms A, B, C, D ", after=mark)
+    mark = stage.expect(r"coordinator\|keys agreed between A, B, C, D", after=mark)
+    with faults.paused(stage, "C"):
+        mark = stage.expect(r"coordinator\|platform C was left out: no answer in time", after=mark)
     stage.expect(r"coordinator\|keys agreed between A, B, C, D", after=mark)
     stage.settle()
     check(stage)
@@ -95,10 +94,9 @@ def test_lines_cut_stalled_and_slowed(stage_of: StageOf) -> None:
     assert all(len(role.runs) == 1 for role in stage.platforms.values())
 
 
-@pytest.mark.slow
 def test_a_full_disk_a_damaged_checkpoint_and_an_older_roster(stage_of: StageOf) -> None:
     """Each stops the coordinator with a line that names the remedy, and doing that is enough."""
-    stage = stage_of(Cast(rounds=6, seconds=0.1))
+    stage = stage_of(Cast(rounds=5, seconds=0.1))
     faults.mount_small(stage, "coordinator")
     faults.mount_small(stage, "B")
     stage.start()
@@ -136,6 +134,7 @@ def test_clocks_that_jump(stage_of: StageOf) -> None:
     check(stage)
 
 
+@pytest.mark.slow
 def test_the_end_is_reached_by_everybody(stage_of: StageOf) -> None:
     """A coordinator and a platform killed while the final model is handed out."""
     stage = stage_of(Cast(rounds=3, seconds=0.1, evaluate_every=0))
@@ -150,7 +149,7 @@ def test_the_end_is_reached_by_everybody(stage_of: StageOf) -> None:
 
 @pytest.mark.slow
 def test_too_few_platforms_end_with_everything_saved(stage_of: StageOf) -> None:
-    stage = stage_of(Cast(rounds=4, seconds=0.2, wait=6.0))
+    stage = stage_of(Cast(rounds=4, seconds=0.2, wait=30.0))
     stage.coordinator.restart = False
     stage.start()
     stage.expect(r"coordinator\|round 1/")
@@ -159,7 +158,7 @@ def test_too_few_platforms_end_with_everything_saved(stage_of: StageOf) -> None:
         faults.kill(stage, name)
     stage.expect(r"coordinator\|waiting for platforms: 2 of 3")
     stage.expect(
-        r"coordinator\|error: 2 of 3 platforms came within 6 s \(here: C, D\); start the others, "
+        r"coordinator\|error: 2 of 3 platforms came within 30 s \(here: C, D\); start the others, "
         r"then start again with --resume"
     )
     stage.coordinator.current.child.wait(30)
@@ -173,13 +172,12 @@ def test_too_few_platforms_end_with_everything_saved(stage_of: StageOf) -> None:
     assert stage.final().run == saved.run
 
 
-@pytest.mark.slow
 def test_private_platforms_charge_what_they_send(stage_of: StageOf) -> None:
     """ε never shrinks; noise that was drawn again is charged again, and the same noise is not."""
-    stage = stage_of(Cast(private=True, rounds=5, deadline=30.0))
+    stage = stage_of(Cast(names="ABC", private=True, rounds=4, deadline=60.0))
     watch = LedgerWatch(stage)
     stage.start()
-    mark = stage.expect(r"A\|round 2/5")
+    mark = stage.expect(r"A\|round 2/4")
     watch.look()
     # What it has drawn is gone with it: in this round or a later one it draws anew.
     faults.kill(stage, "A")
@@ -187,14 +185,14 @@ def test_private_platforms_charge_what_they_send(stage_of: StageOf) -> None:
     mark = stage.expect(r"coordinator\|round 2/", after=mark)
     watch.look()
     # These have not been restarted, and send what they had.
-    stage.expect(r"B\|round 2/5: sent the same noised update again", after=0)
-    stage.expect(r"B\|round 3/5", after=mark)
+    stage.expect(r"B\|round 2/4: sent the same noised update again", after=0)
+    stage.expect(r"B\|round 3/4", after=mark)
     faults.kill(stage, "coordinator")
     stage.settle()
     watch.look()
     check(stage)
     charges = Counter(r.round for r in read_history(stage.homes / "B" / LEDGER).records)
-    assert charges == {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
+    assert charges == {1: 1, 2: 1, 3: 1, 4: 1}
     # Nothing of its state was lost with the process.
     assert PlatformFolder(stage.homes / "A").load_trained() is not None
 

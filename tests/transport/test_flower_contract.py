@@ -7,9 +7,12 @@ import inspect
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from counting_platform import make_handler
@@ -149,6 +152,22 @@ def test_flower_keeps_the_pieces_that_we_cut() -> None:
     expected = head + numbers.tobytes()
     assert coordinator_records.from_record(inflated) == expected
     assert coordinator_records.from_record(record) == expected
+
+
+def test_a_clock_may_be_as_much_ahead_as_behind() -> None:
+    check, seconds = coordinator_side.node_auth.authenticate_node, timedelta(seconds=290)
+    private, public = platform_side.generate_key_pairs()
+    key = platform_side.public_key_to_bytes(public)
+    asked = platform_side.fleet.RegisterNodeFleetRequest(public_key=key)
+    for moment in (datetime.now(UTC) + seconds, datetime.now(UTC) - seconds):
+        request = httpx.Request("POST", "https://example.org", content=b"")
+        signing = platform_side.NodeAuthHttpInterceptor(private, public)
+        with pytest.MonkeyPatch.context() as patch:
+            module = "flwr.supernode.node_auth_http_interceptor.now"
+            patch.setattr(module, lambda moment=moment: moment)
+            signing.intercept(SimpleNamespace(request=request), lambda _: None)
+        state = SimpleNamespace(protobuf_request=asked)
+        check(SimpleNamespace(headers=request.headers, state=state))
 
 
 def test_the_settings_start_no_other_interface() -> None:
