@@ -39,13 +39,20 @@ def _init(arguments: Sequence[str]) -> int:
     if options.rotate:
         print(f"the present identity was put aside to {put_identity_aside(folder)}")
     key, new = make_identity(folder, SystemRandomness())
-    write_card(request, options.id, key)
+    for place in (folder / f"{options.id}.join", request):
+        write_card(place, options.id, key)
     print(f"identity of {options.id}: {key.public.fingerprint}{' (new)' if new else ''}")
     print(f"send {request} to the coordinator's operator and compare the fingerprint by phone;")
     print(
         f"with the invitation that comes back: {PROGRAM} --id {options.id} --invitation FILE --data …"
     )
     return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from clients.doctor import main
+
+    return main(arguments)
 
 
 def _terms(arguments: Sequence[str]) -> int:
@@ -182,6 +189,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 #: By name; each prints and returns an exit code.
 COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "init": _init,
+    "doctor": _doctor,
     "data": _data,
     "keys": _keys,
     "terms": _terms,

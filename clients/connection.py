@@ -61,6 +61,8 @@ _MOST_HOST: Final = 253
 _LOG = logging.getLogger("crossrec.platform")
 #: OpenSSL's verify codes: the certificate is for another name or address; it is out of date.
 _OTHER_NAME, _OUT_OF_DATE = frozenset({62, 63, 64}), frozenset({9, 10})
+#: OpenSSL's reasons for a connection that ended in the midst of a handshake.
+_HUNG_UP: Final = frozenset({"UNEXPECTED_EOF_WHILE_READING", None})
 
 
 class NotThereError(Exception):
@@ -143,11 +145,16 @@ def probe(endpoint: Endpoint) -> None:
     except ssl.SSLCertVerificationError as error:
         raise ConnectionRefusedByPeerError(_certificate_problem(endpoint, error)) from None
     except ssl.SSLError as error:
+        if error.reason in _HUNG_UP:
+            raise NotThereError("it hung up") from None
         raise ConnectionRefusedByPeerError(
             f"{endpoint.address} does not speak TLS 1.3 ({error.reason}); check the port, "
             "and that the coordinator runs with --tls"
         ) from None
-    except http.client.HTTPException:
+    except http.client.HTTPException as error:
+        # A coordinator that is killed at this moment, or a line that is cut.
+        if not endpoint.insecure and isinstance(error, OSError | http.client.IncompleteRead):
+            raise NotThereError("it hung up") from None
         hint = "it may expect TLS: give --ca instead of --insecure" if endpoint.insecure else ""
         raise ConnectionRefusedByPeerError(
             f"{endpoint.address} does not answer as a coordinator; {hint or 'check the address'}"
@@ -156,7 +163,8 @@ def probe(endpoint: Endpoint) -> None:
         raise NotThereError(error.strerror or str(error) or type(error).__name__) from None
     finally:
         client.close()
-    if status >= 500:
+    # 429: somebody at the same address, maybe not this platform, asked too often.
+    if status >= 500 or status == http.client.TOO_MANY_REQUESTS:
         raise NotThereError(f"it answered {status}")
     if status != 200:
         raise ConnectionRefusedByPeerError(

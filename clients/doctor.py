@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -134,7 +134,13 @@ def _of_line(options: Namespace, folder: Path, now: Clock) -> list[Check]:
 
     def way() -> Iterable[Finding]:
         address = options.server or read_address(folder)
-        return line(address, ca, pinned=_pinned(folder), now=now)
+        return line(
+            address,
+            ca,
+            pinned=_pinned(folder),
+            now=now,
+            introduction=_introduction(folder, options.id, now),
+        )
 
     return [Check("certificates", partial(authority, ca, now)), Check("address", way)]
 
@@ -153,6 +159,28 @@ def _pinned(folder: Path) -> Versions:
         roster=None if roster is None else roster.version,
         plan=None if plan is None else plan.version,
     )
+
+
+def _introduction(folder: Path, platform: str, now: Clock) -> Callable[[], dict[str, str]] | None:
+    """What makes the headers that show who we are; None without a key and a roster."""
+    from clients.checks.folder import trusted_roster
+    from clients.keys import load_identity
+    from clients.passport import Passport
+
+    listed = trusted_roster(folder)
+    if listed is None:
+        return None
+    try:
+        identity = load_identity(folder)
+    except CrossrecError:
+        return None
+    passport = Passport(
+        platform=platform,
+        identity=identity,
+        roster=lambda: listed,
+        clock=lambda: now().timestamp(),
+    )
+    return passport.introduction
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

@@ -76,6 +76,8 @@ BEAT_EVERY_S: Final = 3.0
 #: A call that fails on the way is repeated for this long before the connection counts as lost.
 PATIENCE_S: Final = 10.0
 GOODBYE_S: Final = 2.0
+#: The coordinator's header of a refusal: why, in a word.
+REFUSED: Final = "crossrec-refused"
 _LOG = logging.getLogger("crossrec.platform")
 Response = TypeVar("Response")
 
@@ -180,10 +182,15 @@ def serve(
                 report(f"lost the coordinator at {endpoint.address} ({reason}); reconnecting")
         except httpx.HTTPStatusError as error:
             response = error.response
-            word = response.headers.get("crossrec-refused", str(response.status_code))
+            word = response.headers.get(REFUSED, str(response.status_code))
             raise ConnectionRefusedByPeerError(refusal(endpoint.address, word)) from None
     if end.error is not None:
         raise end.error
+
+
+def _is_refusal(error: httpx.HTTPStatusError) -> bool:
+    """Whether the coordinator's door refused it, not Flower."""
+    return REFUSED in error.response.headers
 
 
 @contextlib.contextmanager
@@ -241,6 +248,7 @@ class _Session:
 
     def __init__(self, client: FleetHttpClient, public_key: bytes, report: Report) -> None:
         self._client, self._report = client, report
+        self._answer_lost = False
         self._call(client.RegisterNode, fleet.RegisterNodeFleetRequest(public_key=public_key))
         request = fleet.ActivateNodeRequest(public_key=public_key, heartbeat_interval=HEARTBEAT_S)
         self._node = Node(node_id=self._call(client.ActivateNode, request).node_id)
@@ -252,11 +260,14 @@ class _Session:
             try:
                 return method(request)
             except httpx.HTTPStatusError as error:
-                if error.response.status_code < 500:
+                status = error.response.status_code
+                if status < 500 and status != httpx.codes.TOO_MANY_REQUESTS:
                     raise
-                reason = f"it answered {error.response.status_code}"
+                reason = f"it answered {status}"
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
+                # It may have got the request nevertheless.
+                self._answer_lost |= not isinstance(error, httpx.ConnectError)
             if time.monotonic() + pause > end:
                 raise _LostError(reason)
             if not reported:
@@ -274,7 +285,8 @@ class _Session:
                 if self._answer_next(application):
                     answered = asked = time.monotonic()
             except httpx.HTTPStatusError as error:
-                if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                # Connecting anew tells whether it has restarted, or lets this platform in no more.
+                if error.response.status_code == httpx.codes.UNAUTHORIZED or _is_refusal(error):
                     raise _LostError("it does not know this node any more") from None
                 # The run that the message belonged to is over: the answer is of no use.
                 _LOG.warning("an answer was not taken: %s", error)
@@ -309,9 +321,12 @@ class _Session:
 
     def _receive(self) -> Message | None:
         """Return the next message in full, its frame in one buffer; None if there is none."""
-        request = fleet.PullMessagesRequest(node=self._node)
+        request, self._answer_lost = fleet.PullMessagesRequest(node=self._node), False
         response = self._call(self._client.PullMessages, request)
         if not response.messages_list:
+            if self._answer_lost:
+                # The coordinator hands each message out once and would wait for our answer to it.
+                raise _LostError("what it said was lost on the way")
             return None
         sent, tree = message_from_proto(response.messages_list[0]), response.message_object_trees[0]
         run_id, message_id = sent.metadata.run_id, sent.metadata.message_id

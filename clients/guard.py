@@ -27,8 +27,10 @@ class Guard(Protocol):
     def honest(self, plan: Plan) -> int:
         """Platforms in every sum, this one included, whose noise nobody else knows."""
 
-    def charge(self, plan: Plan, run: bytes, number: int) -> None:
+    def charge(self, plan: Plan, run: bytes, number: int, honest: int) -> None:
         """Record durably what round `number` does, before anything is computed for it.
+
+        `honest` is what it was when the plan was accepted: the sums are still over that roster.
 
         Raises:
             BudgetExceededError: if it would overspend; nothing is recorded.
@@ -83,11 +85,11 @@ class LedgerGuard:
         """See `Guard`."""
         return self._roster().honest(plan.aggregation.colluding_share)
 
-    def charge(self, plan: Plan, run: bytes, number: int) -> None:
+    def charge(self, plan: Plan, run: bytes, number: int, honest: int) -> None:
         """See `Guard`."""
         if not plan.privacy.on:
             return
-        event = round_event(plan, number, self.honest(plan))
+        event = round_event(plan, number, honest)
         statistics = is_statistics_round(number, plan.federation.rounds)
         what = "statistics" if statistics else "training"
         self._ledger.charge(event, run=run, round=number, what=what, budget=self._budget)
@@ -143,5 +145,5 @@ class OpenGuard:
         """See `Guard`."""
         return self._honest
 
-    def charge(self, plan: Plan, run: bytes, number: int) -> None:
+    def charge(self, plan: Plan, run: bytes, number: int, honest: int) -> None:
         """See `Guard`."""

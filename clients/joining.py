@@ -106,6 +106,7 @@ def accept_invitation(
     ]
     accept_notice(
         folder,
+        platform,
         invitation.notice,
         ask=ask,
         explain=explain,
@@ -119,6 +120,7 @@ def accept_invitation(
 
 def accept_notice(
     folder: Path,
+    platform: str,
     notice: Notice,
     *,
     ask: Ask,
@@ -131,10 +133,13 @@ def accept_notice(
     Raises:
         ConfigError: if the operator declines, or can't be asked.
         RosterError: for a roster or plan that is older than the pinned one, another of the same
-            version, or another signer's.
+            version, or another signer's; or a roster without this platform, or with another key.
     """
-    before, plan_before = load_roster(folder), load_plan(folder)
+    before = load_roster(folder)
+    # Without a roster beside it, a plan is what a process left that was stopped between the two.
+    plan_before = None if before is None else load_plan(folder)
     roster, plan = notice.roster.roster, notice.plan
+    roster.check_member(platform, load_identity(folder).public)
     lines = list(head or [])
     if before is None:
         lines.append(f"roster version {roster.version}: {', '.join(roster.platforms)}")
@@ -152,6 +157,7 @@ def accept_notice(
         return False
     if not ask(lines, "accept and take part?"):
         raise ConfigError("the federation's roster or plan was not accepted; nothing was changed")
+    # The plan first: a roster by itself would let any plan be followed.
     write_file(folder / PLAN, plan.to_json())
     pin(folder, notice.roster, accept=True)
     return True

@@ -44,7 +44,7 @@ def load_identity(folder: Path) -> IdentityKey:
         return read_key(path, what="identity", folder="state folder", refusal=StateError)
     except FileNotFoundError:
         raise StateError(
-            f"identity {path} does not exist; make it with: python -m clients.platform keys --id …"
+            f"identity {path} does not exist; make it with: python -m clients.platform init --id …"
         ) from None
 
 

@@ -44,6 +44,8 @@ class Member:
     dataset: Dataset
     check: Validation
     sealer: Sealer
+    #: As many platforms of the sealer's roster share out distributed noise, see `Guard.honest`.
+    honest: int
     received: Received | None
 
 

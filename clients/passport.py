@@ -14,11 +14,10 @@ from crossrec_model.secagg.node_pass import HEADER, NodePass, federation_of
 from crossrec_model.secagg.roster import Roster
 
 _REASONS: Final = {
-    "not-on-roster": (
-        "this platform is not, or no longer, on its roster; ask its operator to admit it"
-    ),
-    "bad-pass": (
-        "it knows another key for this platform; send this platform's join request to its operator again"
+    # Both are one word on the network, so that strangers can't ask who is a member.
+    "not-admitted": (
+        "this platform is not, or no longer, on its roster, or there with another key; send its join "
+        "request to the coordinator's operator again and ask to admit it"
     ),
     "no-pass": "it expects platforms to show who they are; install the coordinator's version of crossrec",
     "clock": "its clock and this machine's differ by more than 5 minutes; set both by NTP",

@@ -119,6 +119,7 @@ def _take_part(arguments: Sequence[str]) -> int:
             f"connect timeout = {options.connect_timeout} s must be above 0 and finite; "
             "give e.g. 60"
         )
+    from clients.connection import Endpoint
     from clients.participation import Participation, prepare_data
     from clients.progress import progress_for
     from clients.standing import (
@@ -132,18 +133,20 @@ def _take_part(arguments: Sequence[str]) -> int:
     )
     from clients.terms import asking
 
+    if options.server is not None:
+        # A wrong address or CA file is told before anything is made.
+        Endpoint(address=options.server, ca=options.ca, insecure=options.insecure)
     with settings.folder.held(), ExitStack() as held:
         # Asked before there are bars on the terminal, and before minutes of cleaning.
         ask = asking(yes=settings.yes, note=partial(print, flush=True))
         if options.invitation is not None:
             accept_invited(settings, options.invitation, ask)
-        # A wrong address or CA file is told before minutes of cleaning too.
         endpoint = endpoint_of(
             settings, address=options.server, ca=options.ca, insecure=options.insecure
         )
         look_at_notice(settings, endpoint, terms_on_disk(settings, ask))
         progress = held.enter_context(progress_for(format=options.log_format))
-        _keep_journal(settings.folder.path / "platform.log", options.log_format)
+        held.enter_context(_journal(settings.folder.path / "platform.log", options.log_format))
         # A missing key or roster is told before minutes of cleaning too.
         sealer_for = sealer_on_disk(settings, progress.note)
         guard = held.enter_context(guard_on_disk(settings))
@@ -171,11 +174,17 @@ def _take_part(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _keep_journal(path: Path, format: LogFormat) -> None:
-    """Faults of ours go to a file, not into the operator's progress lines."""
-    logger = logging.getLogger("crossrec.platform")
-    logger.handlers = [log_handler(path, format)]
+@contextmanager
+def _journal(path: Path, format: LogFormat) -> Iterator[None]:
+    """Send faults of ours to a file, not into the operator's progress lines."""
+    logger, handler = logging.getLogger("crossrec.platform"), log_handler(path, format)
+    logger.handlers = [handler]
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers = [logging.NullHandler()]
+        handler.close()
 
 
 @contextmanager

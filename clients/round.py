@@ -139,9 +139,10 @@ class PlatformRound:
         check_rounds(plan.federation)
         earlier = self._going_on()
         self._guard.accept(plan, None if earlier is None else earlier.run)
-        before, sealer = self.state, self._sealer_for(plan)
+        # Both of the roster that is pinned now: it may change before the next welcome.
+        before, sealer, honest = self.state, self._sealer_for(plan), self._guard.honest(plan)
         if isinstance(before, Member) and _same_inputs(before.plan, plan):
-            self.state = replace(before, plan=plan, sealer=sealer, received=None)
+            self.state = replace(before, plan=plan, sealer=sealer, honest=honest, received=None)
         else:
             dataset = self._dataset_for(plan.model)
             check = Validation.of(dataset, plan.training)
@@ -152,6 +153,7 @@ class PlatformRound:
                 dataset=dataset,
                 check=check,
                 sealer=sealer,
+                honest=honest,
                 received=None,
             )
         if not isinstance(before, Stranger) and before.received is not None:
@@ -215,9 +217,8 @@ class PlatformRound:
         if not (np.abs(message.parameters) <= LARGEST_PARAMETER).all():
             # Sums in float32 could then differ by more than the clip for one user. All of it is public.
             raise _RefusedError(wire.FailureCode.UNEXPECTED)
-        self._guard.charge(member.plan, message.run, message.round)
-        honest = self._guard.honest(member.plan)
-        update, done = private_update(member, message.round, message.parameters, honest)
+        self._guard.charge(member.plan, message.run, message.round, member.honest)
+        update, done = private_update(member, message.round, message.parameters, member.honest)
         if member.plan.privacy.noise == "local":
             # Not with distributed noise: two cohorts' sums of the same shares could be subtracted.
             # Whoever seals it may overwrite it.

@@ -76,7 +76,8 @@ def secure_sealer(
 
     def make(plan: Plan) -> Sealer:
         limits = plan.aggregation
-        if roster.threshold(limits.colluding_share) < roster.threshold(least_share):
+        # Not the thresholds: with equal ones, fewer platforms' noise would count for enough.
+        if roster.colluding(limits.colluding_share) < roster.colluding(least_share):
             raise ConfigError(
                 f"the plan's aggregation.colluding_share = {limits.colluding_share:.3g} is below "
                 f"{least_share:.3g}, which this platform asks for; ask the coordinator's operator "

@@ -81,6 +81,7 @@ def terms_on_disk(settings: Settings, ask: Ask) -> Callable[[bytes], bool]:
     def take(notice: bytes) -> bool:
         return accept_notice(
             folder,
+            settings.platform,
             Notice.from_json(notice),
             ask=ask,
             explain=_explainer(settings),

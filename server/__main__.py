@@ -16,7 +16,7 @@ from crossrec_model.config import Plan, check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 from crossrec_model.wire.codec import FloatVector
-from server.commands import COMMANDS, Parser
+from server.commands import COMMANDS, REPORTS, Parser
 from server.rosters import read_roster
 from server.setup import Setup, federation_setup
 from server.tls import TlsFiles
@@ -38,7 +38,10 @@ def main(arguments: Sequence[str], *, initial: InitialModel | None = None) -> in
     `initial` makes the first model of a plan; the default is `parameters.initial_vector`.
     """
     try:
-        if command := COMMANDS.get(arguments[0] if arguments else ""):
+        name = arguments[0] if arguments else ""
+        if report := REPORTS.get(name):
+            return report(arguments[1:])
+        if command := COMMANDS.get(name):
             print("\n".join(command(arguments[1:])))
             return 0
         return _serve(_parser().parse_args(arguments), initial)
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m server",
         description="The coordinator of a federation. Also: "
-        + ", ".join(f"python -m server {name} --help" for name in COMMANDS),
+        + ", ".join(f"python -m server {name} --help" for name in (*COMMANDS, *REPORTS)),
     )
     add = parser.add_argument
     add(
@@ -165,6 +168,7 @@ def _coordinate(options: argparse.Namespace, setup: Setup, initial: InitialModel
         with serving(link.application, listener, tls), link.courier() as courier:
             scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
             print(f"coordinator on {scheme}://{setup.host}:{port}", flush=True)
+            metrics.started(start.round, start.plan.federation.rounds)
             try:
                 end = coordinate(
                     courier,

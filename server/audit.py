@@ -234,6 +234,18 @@ def verify(path: Path) -> Verified:
         raise _unusable(path, error) from None
 
 
+def checkup(folder: Path) -> str:
+    """Say whether a federation's audit log is whole; raises FederationError if not."""
+    path = folder / AUDIT
+    if not path.exists():
+        return "no audit log yet"
+    found = verify(path)
+    torn = (
+        f", after them {found.torn_bytes} bytes of one that was cut off" if found.torn_bytes else ""
+    )
+    return f"{found.head.sequence} lines, each chained to the one before{torn}"
+
+
 @contextmanager
 def _locked(file: int, path: Path, how: int) -> Iterator[None]:
     """Hold the file's lock; a process that was stopped in the midst of a line is not waited for."""

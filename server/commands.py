@@ -130,9 +130,23 @@ def _status(arguments: Sequence[str]) -> list[str]:
     from server.store import Store
 
     folder = FederationFolder(folder_path)
-    url = folder.settings().database or f"sqlite:///{folder.state.absolute() / DATABASE}"
-    with Store.open(url, create=False) as store:
+    with Store.open(folder.settings().database or folder.state / DATABASE, create=False) as store:
         return store.status()
+
+
+def _audit(arguments: Sequence[str]) -> list[str]:
+    parser = Parser(
+        prog="python -m server audit",
+        description="Verify the chain of the audit log; its last line's digest is worth noting.",
+    )
+    add_federation(parser)
+    folder_path = parser.parse_args(arguments).federation
+    from server.audit import AUDIT, verify
+
+    head = verify(folder_path / AUDIT).head
+    return [
+        f"{folder_path / AUDIT}: {head.sequence} lines, all in order; the last is {head.digest}"
+    ]
 
 
 def _certificates(arguments: Sequence[str]) -> list[str]:
@@ -175,6 +189,12 @@ def _roster(arguments: Sequence[str]) -> list[str]:
     return listed.lines()
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    from server.doctor import main
+
+    return main(arguments)
+
+
 def audit_in(folder: Path) -> Callable[[str, str], None]:
     """Return what records to the folder's audit log what an operator did, to whom."""
     from server.audit import AUDIT, AuditLog
@@ -186,6 +206,8 @@ def audit_in(folder: Path) -> Callable[[str, str], None]:
     return record
 
 
+#: By name; each prints for itself and returns an exit code.
+REPORTS: Final[dict[str, Callable[[Sequence[str]], int]]] = {"doctor": _doctor}
 #: By name; each returns lines to print.
 COMMANDS: Final[dict[str, Callable[[Sequence[str]], list[str]]]] = {
     "init": _init,
@@ -194,6 +216,7 @@ COMMANDS: Final[dict[str, Callable[[Sequence[str]], list[str]]]] = {
     "plan": _plan,
     "renew": _renew,
     "status": _status,
+    "audit": _audit,
     "certificates": _certificates,
     "roster": _roster,
 }

@@ -45,7 +45,7 @@ class Courier(Protocol):
     def nodes(self) -> Mapping[NodeId, float]:
         """Return the nodes that are online, each with a mark.
 
-        A node's mark grows whenever the node is heard again, so a mark that grew proves that the
+        A node's mark changes whenever the node is heard again, so a mark that changed proves that the
         node is alive. Marks of different nodes can't be compared.
         """
 

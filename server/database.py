@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -47,11 +48,12 @@ class Database:
         self._url, self._engine = url, engine
 
     @classmethod
-    def open(cls, url: str, *, create: bool = True, patience_s: float = 5.0) -> Database:
+    def open(cls, url: str | Path, *, create: bool = True, patience_s: float = 5.0) -> Database:
         """Connect; a SQLite file is made for its owner alone where there is none.
 
-        `create` says whether it may be made; `patience_s` is how long, in whole seconds, to wait for
-        a server to answer or another process's lock to be let go.
+        A path is a SQLite file, whatever characters it has. `create` says whether one may be made;
+        `patience_s` is how long, in whole seconds, to wait for a server to answer or another
+        process's lock to be let go.
 
         Raises:
             FederationError: for a URL that names no such database, a driver that is not installed, a
@@ -110,7 +112,9 @@ def shown(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def _parsed(text: str) -> URL:
+def _parsed(text: str | Path) -> URL:
+    if isinstance(text, Path):
+        return URL.create(_SQLITE, database=str(text))
     scheme = text.partition("://")[0] if "://" in text else ""
     try:
         url = make_url(text)

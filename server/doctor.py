@@ -49,7 +49,7 @@ def _parser() -> _Parser:
         "do about it. Changes nothing.",
     )
     add = parser.add_argument
-    add("--federation", type=Path, required=True, help="the federation's folder")
+    add("--federation", type=Path, default=Path("federation"), help="its folder (%(default)s)")
     add("--json", action="store_true", help="print JSON")
     return parser
 

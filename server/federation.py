@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,11 +14,11 @@ from crossrec_model.config import Plan
 from crossrec_model.errors import FederationError
 from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire.codec import FloatVector
-from crossrec_model.wire.messages import Finish, encode
 from server.admission import Admission
 from server.aggregation import Aggregation, CohortTooSmallError
 from server.checkpoint import Checkpoint, CheckpointStore, RoundRecord
 from server.courier import Courier, NodeId
+from server.handover import Handover, hand_out
 from server.optimizer import initial_state
 from server.progress import Progress, progress_for
 from server.round import ModelVersion, Outcome, RoundRunner
@@ -26,7 +27,6 @@ from server.store import Store
 
 #: How often the coordinator looks for new platforms while it waits.
 LOOK_EVERY_S: Final = 0.1
-FINISH_TIMEOUT_S: Final = 60.0
 #: SQLite's file in the state folder, where no other database is named.
 DATABASE: Final = "coordinator.db"
 
@@ -70,6 +70,7 @@ class Federation:
     """Drives one run over a courier; `save` is called with every new checkpoint.
 
     `joined` hears of each platform that accepts the plan: its id, and its software's version.
+    `handover` remembers who has the final model.
 
     Raises:
         FederationError: if fewer platforms are to be waited for than a sum needs.
@@ -85,8 +86,10 @@ class Federation:
         save: Callable[[Checkpoint], object],
         progress: Progress,
         joined: Callable[[str, str], object] = lambda platform, software: None,
+        handover: Handover | None = None,
     ) -> None:
         self._courier, self._options = courier, options
+        self._handover = handover or Handover(start.run)
         self._save, self._progress = save, progress
         self._config = start.plan.federation
         if options.platforms < aggregation.least:
@@ -121,7 +124,6 @@ class Federation:
                 model diverges. The last checkpoint saved is whole.
         """
         self._save(self._checkpoint)
-        seats: dict[str, NodeId] = {}
         needed, failing_since = self._options.platforms, float("inf")
         while self._checkpoint.round < self._config.rounds:
             seats = self._wait_for(needed)
@@ -140,8 +142,14 @@ class Federation:
                 self._admission.lost(seats[platform] for platform in error.lost)
                 # A platform that fails at once must not be asked in a tight loop.
                 time.sleep(min(1.0, self._options.wait_s))
-        # Stopped between the last round and its end, a coordinator finds nobody here at first.
-        self._finish(self._admission.seats() if seats else self._wait_for(needed))
+        hand_out(
+            self._checkpoint,
+            self._courier,
+            self._admission,
+            self._handover,
+            wait_s=self._options.wait_s,
+            note=self._progress.note,
+        )
         return self._checkpoint
 
     def _runner(self) -> RoundRunner:
@@ -179,7 +187,8 @@ class Federation:
         )
         following, trained = runner.train(model, seats)
         self._left_out(trained, seats)
-        present = {platform: seats[platform] for platform in trained.contributors}
+        # One that was lost after its vector counted would be waited for once more.
+        present = {p: seats[p] for p in trained.contributors if p not in trained.lost}
         evaluated = self._evaluate(runner, following, present)
         record = RoundRecord(
             round=number,
@@ -220,16 +229,6 @@ class Federation:
         if outcome.lost:
             self._admission.lost(seats[platform] for platform in outcome.lost)
 
-    def _finish(self, seats: dict[str, NodeId]) -> None:
-        """Hand the final model to these platforms."""
-        last = self._checkpoint
-        message = Finish(run=last.run, round=last.round, parameters=last.parameters)
-        answers = self._courier.exchange(
-            dict.fromkeys(seats.values(), encode(message)), timeout_s=FINISH_TIMEOUT_S
-        )
-        for _answer in answers:
-            pass
-
 
 def coordinate(
     courier: Courier,
@@ -250,8 +249,7 @@ def coordinate(
         ConfigError: for a plan that can't be summed securely over the roster.
     """
     checkpoints, run = CheckpointStore(state), start.run
-    url = database or f"sqlite:///{state.absolute() / DATABASE}"
-    with Store.open(url) as store, progress or progress_for() as listener:
+    with Store.open(database or state / DATABASE) as store, progress or progress_for() as listener:
         store.begin_run(run, start.plan.to_json())
         store.take_over(run, start.history)
 
@@ -272,12 +270,12 @@ def coordinate(
                 save=save,
                 progress=listener,
                 joined=lambda platform, software: store.saw({platform: software}),
+                handover=Handover(run, state),
             ).run()
-        except FederationError:
-            store.end_run(run, "failed")
-            raise
-        except BaseException:
-            store.end_run(run, "stopped")
+        except BaseException as error:
+            # A database that is gone, too, must not hide why the run ends.
+            with suppress(FederationError):
+                store.end_run(run, "failed" if isinstance(error, FederationError) else "stopped")
             raise
         store.end_run(run, "finished")
         return end

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -60,6 +61,9 @@ with warnings.catch_warnings():
 
 #: One type for all our messages: what they are stands inside.
 MESSAGE_TYPE: Final = "train"
+#: Flower's two intervals, and a little for time that is rounded.
+_INTERVALS: Final = 2.1
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 _TIME_TO_LIVE_S: Final = 7 * 86_400.0
 #: First and longest pause, in seconds, before a piece that has not come is looked for again.
 PIECE_POLL_S: Final = (0.002, 0.25)
@@ -85,12 +89,14 @@ class GridCourier:
         """Return the nodes online; a mark is the time until which Flower counts a node as online.
 
         Flower waits for two heartbeat intervals; one is enough, as our platforms send three in it.
+        A node that counts for longer was heard before the clock was set back: its next heartbeat,
+        seconds away, tells whether it is there.
         """
         now = time.time()
         return {
             NodeId(node.node_id): node.online_until
             for node in self._grid.get_nodes()
-            if node.online_until - now > node.heartbeat_interval
+            if _is_heard(node.online_until - now, node.heartbeat_interval)
         }
 
     def exchange(self, payloads: Mapping[NodeId, Frame], *, timeout_s: float) -> Arrivals:
@@ -148,6 +154,12 @@ class GridCourier:
             if not stop.is_set():  # else Flower may have dropped what this waiter was reading
                 _LOG.exception("no answer from node %s", node)
         return Lost(Loss.FAILED)
+
+
+def _is_heard(left_s: float, interval_s: float) -> bool:
+    """Whether a node that counts as online for so long was heard within an interval, as of now."""
+    # Without an interval there are no heartbeats: a grid in this process.
+    return left_s > interval_s and (not interval_s or left_s < _INTERVALS * interval_s)
 
 
 def _opened(reply: Message) -> Payload | Lost:
@@ -275,23 +287,21 @@ class Link:
     def courier(self) -> Iterator[GridCourier]:
         """Open a run for the platforms' messages, and close it at the end."""
         run, task = self._start_run()
-        stop = threading.Event()
-        beats = threading.Thread(target=self._beat, args=(task.task_id, stop), daemon=True)
-        beats.start()
         try:
             grid = _InProcessGrid(self._state, run, task)
             yield GridCourier(grid, grid.withdraw, self._owner)
         finally:
-            stop.set()
-            beats.join()
             self._state.finish_task(task.task_id, SubStatus.STOPPED, "")
 
     def _owner(self, node: NodeId) -> str | None:
-        """Return the platform that vouched for a node's key; None without a doorkeeper."""
+        """Return the platform that vouches for a node's key; None without a doorkeeper.
+
+        It is "" where none does any more: then the node may speak for nobody.
+        """
         if self._doorkeeper is None:
             return None
         found = list(self._state.get_node_info(node_ids=[node]))
-        return self._doorkeeper.platform_of(found[0].public_key) if found else ""
+        return (self._doorkeeper.platform_of(found[0].public_key) or "") if found else ""
 
     def _start_run(self) -> tuple[Any, Any]:
         """Create a run without a code bundle, and take its task for this process."""
@@ -305,12 +315,10 @@ class Link:
         task = self._state.get_task_by_token(token) if token else None
         if task is None or not self._state.activate_task(task.task_id):
             raise FederationError("Flower did not start the run; see the coordinator's log file")
+        # Flower ends a run whose task is not heard for a minute of the wall clock, for good: a clock
+        # that is set, or a machine that slept, must not do that. The task is this process.
+        self._state.task_token_store[task.task_id].active_until = _NEVER
         return run, task
-
-    def _beat(self, task_id: int, stop: threading.Event) -> None:
-        """Flower ends a run whose task is not heard for a minute."""
-        while not stop.wait(10.0):
-            self._state.acknowledge_task_heartbeat(task_id)
 
 
 def _settings() -> SuperLinkLifespanConfig:

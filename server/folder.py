@@ -218,14 +218,17 @@ class FederationFolder:
         """Read `federation.toml`; raises ConfigError, naming the command that makes it."""
         path = self.path / SETTINGS
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_small(path).decode("utf-8")
         except FileNotFoundError:
             raise ConfigError(
                 f"{path} does not exist; make the federation with: python -m server init --out "
                 f"{self.path} --name NAME --host HOST"
             ) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} can't be read: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(
+                f"{path} can't be read: {reason}; check it, and who owns it"
+            ) from None
         return Settings.from_toml(text)
 
     def roster(self) -> SignedRoster | None:

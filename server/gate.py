@@ -52,7 +52,7 @@ class Gate:
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
         elif refusal := self._refused(scope):
-            await _answer(send, refusal.status, b"", (REASON, refusal.reason.encode()))
+            await _answer(send, refusal.status, b"", (REASON, refusal.told.encode()))
         elif scope["path"] == NOTICE:
             body = self._notice() if self._notice else b""
             await _answer(send, 200 if body else 404, body)
@@ -86,6 +86,9 @@ def _refusal(scope: Scope) -> int | None:
     if not (path in {HEALTH, NOTICE} or path.startswith(FLEET)) or path in CLOSED:
         return 404
     headers = dict(scope["headers"])
+    if len(headers) < len(scope["headers"]):
+        # Of two, this side and the application inside could look at different ones.
+        return 400
     if b"transfer-encoding" in headers:
         return 411
     length = headers.get(b"content-length", b"0")

@@ -15,6 +15,7 @@ import uvicorn
 
 from crossrec_model.errors import FederationError
 from server.gate import Application
+from server.http_heads import BoundedHeads
 from server.tls import TlsFiles
 
 START_TIMEOUT_S: Final = 20.0
@@ -79,6 +80,9 @@ def _config(application: Application, tls: TlsFiles | None) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         ws="none",
+        http=BoundedHeads,
+        # Nobody stands between: an address that a header claims is whatever its sender likes.
+        proxy_headers=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=1,
         **secure,

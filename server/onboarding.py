@@ -64,6 +64,7 @@ def admit(
     settings = folder.settings()
     cards = [_request(path) for path in requests]
     pending = folder.path / "pending"
+    _check_one_key_each(cards, pending)
     try:
         pending.mkdir(exist_ok=True, mode=0o700)
         for card in cards:
@@ -77,8 +78,9 @@ def admit(
     if count < (FEWEST - 1 if allow_two else FEWEST):
         names = ", ".join(path.stem for path in waiting)
         return [
+            *(f"  {c.member.platform}  {c.member.public.fingerprint}" for c in cards),
             f"noted: {names}; a roster needs {FEWEST} platforms, {FEWEST - count} more must come "
-            "(two alone: --allow-two)"
+            "(two alone: --allow-two)",
         ]
     listed = list_platforms(
         folder.path,
@@ -105,8 +107,10 @@ def expel(folder: FederationFolder, platforms: Sequence[str], *, audit: Audit) -
     settings = folder.settings()
     listed = list_platforms(folder.path, federation=None, cards=(), expel=platforms)
     for platform in platforms:
+        # A request that was left by a crash would bring it back with the next admission.
+        for left in (f"pending/{platform}.join", f"invitations/{platform}.invitation"):
+            (folder.path / left).unlink(missing_ok=True)
         audit("expelled", platform)
-        (folder.path / "invitations" / f"{platform}.invitation").unlink(missing_ok=True)
     return [*listed.lines()[:-1], *_signed(folder, settings, listed.signed)]
 
 
@@ -175,6 +179,23 @@ def _plan(
         return _Signing(before, new=False)
     version = before.version + 1 if before else 1
     return _Signing(SignedPlan.sign(roster.roster, version, plan, key), new=True)
+
+
+def _check_one_key_each(cards: Sequence[Card], pending: Path) -> None:
+    """Raise ConfigError for two requests of one platform with two keys, of which one is a lie."""
+    keys = {card.member.platform: card.member.public for card in cards}
+    for card in cards:
+        platform, key = card.member.platform, card.member.public
+        noted = pending / f"{platform}.join"
+        others = [keys[platform]]
+        if noted.exists():
+            others.append(_request(noted).member.public)
+        if other := next((other for other in others if other != key), None):
+            raise ConfigError(
+                f"another key for platform {platform} was given before: {other.fingerprint}, now "
+                f"{key.fingerprint}; ask it by phone which is right, and give that one only (remove "
+                f"{noted} if it is there)"
+            )
 
 
 def _request(path: Path) -> Card:

@@ -39,14 +39,14 @@ class Registry:
 
         A platform that was killed and came back finds its own dead node in its seat. So a claim on
         a taken seat waits until either the holder goes offline (the newcomer gets the seat) or the
-        holder's mark grows (it is alive, and the newcomer is refused).
+        holder's mark changes (it is alive, and the newcomer is refused).
         """
         holder = self.seats.get(platform)
         waiting = {n: mark for n, mark in self.waiting.items() if n != node}
         if holder is None or holder == node or holder not in marks:
             seats = {**self.seats, platform: node}
             return replace(self, seats=seats, waiting=waiting), Verdict.ADMITTED
-        if marks[holder] > self.waiting.get(node, marks[holder]):
+        if marks[holder] != self.waiting.get(node, marks[holder]):
             return replace(self, waiting=waiting).refuse(node), Verdict.REFUSED
         waiting[node] = self.waiting.get(node, marks[holder])
         return replace(self, waiting=waiting), Verdict.WAITING
@@ -56,7 +56,7 @@ class Registry:
         return replace(self, refused=self.refused | {node})
 
     def doubt(self, node: NodeId, mark: float) -> Registry:
-        """Return the registry in which this node is left out until its mark exceeds `mark`.
+        """Return the registry in which this node is left out until its mark is not `mark`.
 
         A platform that was killed would else cost every round its whole time-out.
         """
@@ -68,11 +68,10 @@ class Registry:
 
     def seated(self, online: Mapping[NodeId, float]) -> dict[str, NodeId]:
         """Return the seats whose node is online and not in doubt, sorted by platform id."""
-        never = float("-inf")
         return {
             platform: node
             for platform, node in sorted(self.seats.items())
-            if node in online and online[node] > self.doubted.get(node, never)
+            if node in online and online[node] != self.doubted.get(node)
         }
 
     def strangers(self, online: Mapping[NodeId, float]) -> list[NodeId]:

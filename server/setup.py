@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from crossrec_model.config import Plan
-from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.errors import ConfigError, CrossrecError, FederationError
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 from server.audit import AUDIT, AuditLog
 from server.folder import FederationFolder
 from server.metrics import Metrics
 from server.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from server.checkpoint import Checkpoint
 
 #: Options that the federation's folder answers.
 _ANSWERED: Final = (
@@ -26,6 +30,8 @@ _ANSWERED: Final = (
     ("state", "state"),
     ("rounds", "plan"),
 )
+
+_LOG = logging.getLogger("crossrec.coordinator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,11 @@ class Setup:
 
             def record(reason: str, platform: str, address: str) -> None:
                 metrics.refused(reason)
-                log.record("refused", reason=reason, platform=platform, address=address)
+                try:
+                    log.record("refused", reason=reason, platform=platform, address=address)
+                except FederationError as error:
+                    # Who was refused stays refused; a full disk must not open or close the door.
+                    _LOG.error("a refusal was not written down: %s", error)
                 metrics.audited(log.head.sequence)
 
             yield record
@@ -126,7 +136,7 @@ def _goes_on(folder: FederationFolder, plan: Plan, *, new_run: bool) -> bool:
     if new_run:
         CheckpointStore(folder.state).put_aside(last.run)
         return False
-    if last.round >= last.plan.federation.rounds:
+    if last.round >= last.plan.federation.rounds and _has_everybody(folder.state, last):
         raise ConfigError(
             f"the run in {folder.state} is finished after {last.round} rounds; begin another, which "
             "costs every user's privacy anew, with --new-run"
@@ -137,6 +147,13 @@ def _goes_on(folder: FederationFolder, plan: Plan, *, new_run: bool) -> bool:
             "aside and begin another with --new-run"
         )
     return True
+
+
+def _has_everybody(state: Path, last: Checkpoint) -> bool:
+    """Whether every platform of the last round has the final model."""
+    from server.handover import Handover
+
+    return Handover(last.run, state).confirmed.issuperset(last.history[-1].platforms)
 
 
 class _Watched:

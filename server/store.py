@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final, Self
 
 from sqlalchemy import Connection, func, select, update
@@ -52,7 +53,7 @@ class Store:
     @classmethod
     def open(
         cls,
-        url: str,
+        url: str | Path,
         *,
         create: bool = True,
         patience_s: float = 5.0,
@@ -60,7 +61,8 @@ class Store:
     ) -> Self:
         """Open the database of a URL, and make its tables where there are none and `create` is set.
 
-        `clock` gives aware times; `patience_s` is how long to wait for a server or a lock.
+        A path is a SQLite file. `clock` gives aware times; `patience_s` is how long to wait for a
+        server or a lock.
 
         Raises:
             FederationError: for a URL, a driver, a file or a version of the tables that won't do.
@@ -250,6 +252,25 @@ class Store:
         return FederationError(
             f"run {hex_of(run)[:8]} is not in database {self.name}; begin it first"
         )
+
+
+def checkup(folder: Path) -> str:
+    """Say what the database of a federation's folder holds; nothing is made or changed.
+
+    Raises:
+        FederationError: as `Store.open`.
+    """
+    from server.federation import DATABASE
+    from server.folder import FederationFolder
+
+    federation = FederationFolder(folder)
+    given, path = federation.settings().database, federation.state / DATABASE
+    if not given and not path.exists():
+        return "no database yet; the coordinator makes it"
+    with Store.open(given or path, create=False) as store:
+        runs = store.runs()
+        last = f", the last one {runs[-1].status} after {runs[-1].rounds}" if runs else ""
+        return f"{store.name} is whole; runs: {len(runs)}{last}"
 
 
 def _make_tables(database: Database, *, create: bool) -> None:

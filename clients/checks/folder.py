@@ -14,8 +14,9 @@ from crossrec_model.checkup import Finding, fail, ok, refused, unchecked, warn
 from crossrec_model.checkup_machine import held, private_files
 from crossrec_model.config import check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
-from crossrec_model.federation_files import PLAN, VersionedPlan, read_join, read_plan
+from crossrec_model.federation_files import PLAN, read_join, read_plan
 from crossrec_model.secagg.errors import RosterError, SecureSumError
+from crossrec_model.secagg.invitation import SignedPlan
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 
 _INVITATION = "get an invitation from the coordinator's operator and take part with it"
@@ -124,7 +125,7 @@ def trusted_roster(folder: Path) -> Roster | None:
     return None if pinned is None else pinned.roster
 
 
-def accepted_plan(folder: Path) -> VersionedPlan | None:
+def accepted_plan(folder: Path) -> SignedPlan | None:
     """The accepted plan, None if there is none that can be used."""
     listed = trusted_roster(folder)
     try:
@@ -164,7 +165,7 @@ def plan(folder: Path, *, colluding_share: float, no_privacy: bool) -> Iterator[
         yield ok("plan", f"version {accepted.version}: {found.federation.rounds} rounds, {noise}")
 
 
-def _refusals(accepted: VersionedPlan, listed: Roster, *, no_privacy: bool) -> Iterator[Finding]:
+def _refusals(accepted: SignedPlan, listed: Roster, *, no_privacy: bool) -> Iterator[Finding]:
     try:
         check_noise(accepted.plan, listed, allow_none=no_privacy)
         check_rounds(accepted.plan.federation)

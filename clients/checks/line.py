@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from typing import Final
 
 from cryptography import x509
 
-from clients.connection import PROBE_TIMEOUT_S, Endpoint, NotThereError, probe
+from clients.connection import PROBE_TIMEOUT_S, Endpoint, NotThereError, fetch_notice, probe
 from crossrec_model.checkup import Finding, fail, ok, refused, unchecked, warn
 from crossrec_model.checkup_certificates import CERTIFICATES, read_certificate, validity
 from crossrec_model.checkup_machine import Clock, skew
@@ -48,7 +48,12 @@ def authority(ca: Path | None, now: Clock) -> Iterator[Finding]:
 
 
 def line(
-    address: str | None, ca: Path | None, *, pinned: Versions, now: Clock
+    address: str | None,
+    ca: Path | None,
+    *,
+    pinned: Versions,
+    now: Clock,
+    introduction: Callable[[], dict[str, str]] | None = None,
 ) -> Iterator[Finding]:
     """Go to the coordinator step by step; the first step that fails is the last one that is told.
 
@@ -57,6 +62,7 @@ def line(
         ca: the federation's authority; None to trust the system's.
         pinned: versions of the roster and plan that this platform trusts.
         now: this machine's clock.
+        introduction: makes the headers with which this platform shows who it is; None if it can't.
     """
     if address is None:
         yield fail("address", "no address is known", f"give --server, or {_NEW_INVITATION}")
@@ -66,7 +72,7 @@ def line(
         yield unchecked("clock", "the coordinator's could not be asked", "the way to it")
         return
     yield _clock(answer, now())
-    yield from versions(told_versions(answer.body), pinned)
+    yield from _told(Endpoint(address=address, ca=ca), pinned, introduction)
 
 
 def _went(
@@ -178,6 +184,21 @@ def _clock(answer: _Answer, now: datetime) -> Finding:
     return skew(reference, now, "the coordinator")
 
 
+def _told(
+    endpoint: Endpoint, pinned: Versions, introduction: Callable[[], dict[str, str]] | None
+) -> Iterator[Finding]:
+    """Show who we are, and compare what the coordinator tells those whom it knows."""
+    if introduction is None:
+        return
+    try:
+        notice = fetch_notice(endpoint, introduction())
+    except (ConnectionRefusedByPeerError, NotThereError) as error:
+        yield fail("admission", str(error), "see what it says, or call the coordinator's operator")
+        return
+    yield ok("admission", "the coordinator knows this platform by its key")
+    yield from versions(told_versions(notice), pinned)
+
+
 def versions(told: Versions, pinned: Versions) -> Iterator[Finding]:
     """Compare what the coordinator uses with what this platform trusts; no line where unknown."""
     for what in ("roster", "plan"):
@@ -186,7 +207,7 @@ def versions(told: Versions, pinned: Versions) -> Iterator[Finding]:
             continue
         found = f"the coordinator uses version {theirs}, version {ours} is trusted here"
         if theirs > ours:
-            yield warn(what, found, f"{_NEW_INVITATION} and compare the changes by phone")
+            yield warn(what, found, "take part: the changes are shown, and asked for, first")
         elif theirs < ours:
             yield fail(
                 what, found, "call the coordinator's operator: its latest files must be used"

@@ -46,6 +46,8 @@ _INVITED: Final = {
     "signature": str,
 }
 _ADDRESS: Final = re.compile(r"[!-.0-?A-~]{1,253}:[0-9]{1,5}")
+_CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n"
+_CA: Final = re.compile(f"(?:{_CERTIFICATE})+")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,11 @@ class SignedPlan:
                 f"the plan is of federation {self.federation}, the roster of {roster.federation}; "
                 "ask the coordinator's operator for an invitation"
             )
-        roster.signer.verify(_PLAN, self._signed(), self.signature)
+        self.verify(roster.signer)
+
+    def verify(self, signer: PublicIdentity) -> None:
+        """Raise SignatureError unless `signer` signed exactly this."""
+        signer.verify(_PLAN, self._signed(), self.signature)
 
     def to_json(self) -> bytes:
         """The plan's file."""
@@ -113,6 +119,7 @@ class SignedPlan:
             plan = Plan.from_json(_ascii(found["plan"], what))
         except ConfigError as error:
             raise RosterError(f"{what} can't be followed here: {error}") from None
+        _ascii(found["federation"], what)
         signature = signature_of(found["signature"], what)
         made = cls(found["federation"], found["version"], plan, signature)
         check_exact(made.to_json(), data, what)
@@ -180,9 +187,7 @@ class Invitation:
 
     def __post_init__(self) -> None:
         self.roster.public(self.platform)
-        if not _ADDRESS.fullmatch(self.address):
-            raise RosterError(f"the invitation's address {self.address[:80]!r} is not HOST:PORT")
-        _ascii(self.ca, "the invitation's certificate")
+        _check_place(self.address, self.ca)
         self.signer.verify(_INVITATION, self._signed(), self.signature)
 
     @property
@@ -200,6 +205,7 @@ class Invitation:
         cls, platform: str, *, address: str, ca: str, notice: Notice, key: IdentityKey
     ) -> Invitation:
         """Make the invitation of a platform on the roster."""
+        _check_place(address, ca)
         signed = _invited(platform, address, ca, notice)
         return cls(platform, address, ca, notice, key.sign(_INVITATION, signed))
 
@@ -244,6 +250,13 @@ def _ascii(text: str, what: str) -> bytes:
         return text.encode("ascii")
     except UnicodeEncodeError:
         raise RosterError(f"{what} is damaged (a text that is not ASCII); get it anew") from None
+
+
+def _check_place(address: str, ca: str) -> None:
+    if not _ADDRESS.fullmatch(address):
+        raise RosterError(f"the invitation's address {address[:80]!r} is not HOST:PORT")
+    if not _CA.fullmatch(ca):
+        raise RosterError("the invitation holds no certificate in PEM; ask for it anew")
 
 
 def _invited(platform: str, address: str, ca: str, notice: Notice) -> bytes:

@@ -2,7 +2,8 @@
 
 Every session has a transport key of its own, with which each request is signed. The pass says, signed
 by the identity that the roster lists, which platform that key speaks for, in which federation and
-since when. It travels in a header and is worth nothing to whoever does not hold the transport key.
+since when. It travels in a header; whoever does not hold the transport key can speak in no session with
+it, and at most read the notice, which is signed and no secret among members.
 """
 
 from __future__ import annotations
@@ -81,10 +82,9 @@ class NodePass:
             node = bytes.fromhex(found["node"])
         except ValueError:
             node = b""
-        if len(node) != 32 or not 0 <= found["time"] < 2**53:
-            raise RosterError(f"{what} is damaged (node or time); connect anew")
-        if not re.fullmatch(PLATFORM_ID, found["platform"]):
-            raise RosterError(f"{what} is of {found['platform'][:80]!r}, which is no platform id")
+        named = re.fullmatch(PLATFORM_ID, found["platform"])
+        if not named or len(node) != 32 or not 0 <= found["time"] < 2**53:
+            raise RosterError(f"{what} is damaged (platform, node or time); connect anew")
         made = cls(found["platform"], node, found["time"], signature_of(found["signature"], what))
         # The header itself: base64 has several texts for the same bytes.
         check_exact(made.to_header().encode(), text.encode(), what)

@@ -19,41 +19,37 @@ from crossrec_model.checkup_certificates import CERTIFICATES, covers, read_certi
 from crossrec_model.checkup_machine import Clock
 from crossrec_model.config import check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
-from crossrec_model.federation_files import (
-    PLAN,
-    SETTINGS,
-    FederationSettings,
-    VersionedPlan,
-    read_plan,
-    read_settings,
-)
+from crossrec_model.federation_files import PLAN, read_plan
 from crossrec_model.keyfile import read_key, read_small
 from crossrec_model.privacy.planning import run_events
 from crossrec_model.privacy.pricing import epsilon
 from crossrec_model.secagg.errors import IdentityError, RosterError
+from crossrec_model.secagg.invitation import SignedPlan
 from crossrec_model.secagg.roster import COLLUDING_SHARE, FEWEST, OF_TWO, Roster
+from server.folder import SETTINGS, FederationFolder, Settings
 from server.rosters import KEY, ROSTER, read_roster
 from server.tls import TlsFiles
 
 CA_KEY: Final = "ca.key"
 PENDING: Final = "pending"
-_RENEW: Final = "renew server.pem with ca.key, then start the coordinator again"
+_RENEW: Final = "renew it with: python -m server renew, then start the coordinator again"
 _ADMIT: Final = "python -m server admit"
+_SIGN: Final = "python -m server plan"
 #: So much more than it says may a plan cost: prices are found to this share.
 _TOLERANCE: Final = 1e-3
 
 
-def settings_of(folder: Path) -> FederationSettings | None:
+def settings_of(folder: Path) -> Settings | None:
     """The operator's settings, None if they can't be used."""
     try:
-        return read_settings(folder / SETTINGS)
+        return FederationFolder(folder).settings()
     except ConfigError:
         return None
 
 
 def settings(folder: Path) -> Iterator[Finding]:
     """Whether federation.toml can be used; raises ConfigError if not."""
-    found = read_settings(folder / SETTINGS)
+    found = FederationFolder(folder).settings()
     yield ok("settings", f"federation {found.name} at {found.host}:{found.port}")
 
 
@@ -197,12 +193,16 @@ def plan(folder: Path) -> Iterator[Finding]:
     signed = read_plan(folder / PLAN, listed.signer)
     if signed is None:
         found = f"{PLAN} is missing"
-        yield fail("plan", found, "restore it, or sign a plan anew")
+        yield fail("plan", found, "restore it from a backup")
         return
     yield _priced(signed, listed)
+    settings = settings_of(folder)
+    if settings is not None and settings.signed_for(listed) != signed.plan:
+        found = f"{SETTINGS} asks for another plan than the signed version {signed.version}"
+        yield fail("plan", found, f"sign it: {_SIGN}, or put {SETTINGS} back")
 
 
-def _priced(signed: VersionedPlan, listed: Roster) -> Finding:
+def _priced(signed: SignedPlan, listed: Roster) -> Finding:
     plan, count = signed.plan, len(listed.members)
     if signed.federation != listed.federation:
         found = f"it is of {signed.federation}, the roster of {listed.federation}"

@@ -20,9 +20,10 @@ from crossrec_model.checkup import Finding, fail, ok, unchecked, warn
 from crossrec_model.checkup_certificates import read_certificate
 from crossrec_model.checkup_machine import SKEW_WARN, Clock, disk, held, private_files, size_of
 from crossrec_model.errors import ConfigError
-from crossrec_model.federation_files import PLAN, FederationSettings, read_plan
+from crossrec_model.federation_files import PLAN, read_plan
 from server.checkpoint import KEPT, CheckpointStore
 from server.checks.papers import CA_KEY, roster_of, settings_of
+from server.folder import Settings
 from server.rosters import KEY
 from server.tls import TlsFiles
 
@@ -64,7 +65,7 @@ def port(folder: Path) -> Iterator[Finding]:
     yield _holder(settings, TlsFiles.in_folder(folder), other)
 
 
-def _holder(settings: FederationSettings, tls: TlsFiles, otherwise: str) -> Finding:
+def _holder(settings: Settings, tls: TlsFiles, otherwise: str) -> Finding:
     """Tell our own coordinator from whatever else holds the port, by the certificate it shows."""
     number = settings.port
     server, ca = (read_certificate(path, "restore it") for path in (tls.certificate, tls.ca))

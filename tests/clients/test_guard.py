@@ -20,6 +20,7 @@ from crossrec_model.privacy.planning import private_plan, run_events
 from crossrec_model.privacy.pricing import epsilon
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import IdentityKey, Member
+from crossrec_model.secagg.invitation import SignedPlan
 from crossrec_model.secagg.roster import Roster
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Reader, Vector
@@ -58,7 +59,7 @@ def test_a_plan_without_privacy_must_be_allowed(plan, ledger, roster) -> None:
         LedgerGuard(ledger, BUDGET, lambda: roster).accept(plan, None)
     allowing = LedgerGuard(ledger, BUDGET, lambda: roster, allow_none=True)
     allowing.accept(plan, None)
-    allowing.charge(plan, RUN, 1)
+    allowing.charge(plan, RUN, 1, 2)
     assert ledger.records == ()
 
 
@@ -74,6 +75,19 @@ def test_of_two_platforms_none_goes_without_privacy(plan, private, ledger) -> No
     guard.accept(private, None)
     # The other platform knows its own share: the whole noise must be in each.
     assert guard.honest(private) == 1
+
+
+def test_only_the_accepted_plan_is_followed(private, ledger, roster) -> None:
+    signer = IdentityKey.generate(SystemRandomness())
+    signed = SignedPlan.sign(replace(roster, signer=signer.public), 2, private, signer)
+    guard = LedgerGuard(ledger, BUDGET, lambda: roster, agreed=lambda: signed)
+    guard.accept(private, None)
+    # Cheaper and within the budget, and still not what was agreed.
+    quieter = replace(private, privacy=replace(private.privacy, multiplier=99.0))
+    with pytest.raises(
+        ConfigError, match="is not the signed version 2 that this platform accepted"
+    ):
+        guard.accept(quieter, None)
 
 
 def test_a_private_plan_needs_a_public_end_of_the_data(private, ledger, roster) -> None:
@@ -98,7 +112,7 @@ def test_a_plan_is_priced_here_whatever_it_says_of_itself(private, ledger, roste
 def test_what_was_spent_in_other_runs_counts(private, ledger, roster) -> None:
     guard = LedgerGuard(ledger, BUDGET, lambda: roster)
     for number in range(1, private.federation.rounds + 1):
-        guard.charge(private, RUN, number)
+        guard.charge(private, RUN, number, 2)
     assert ledger.spent(1e-5, RUN) == pytest.approx(epsilon(run_events(private, 3), 1e-5))
     with pytest.raises(ConfigError, match=r"all that was spent before.*raise --life-epsilon"):
         guard.accept(private, None)
@@ -188,6 +202,23 @@ def test_shares_of_noise_are_never_sent_twice(
     first, again = _bytes(platform.train(1)), _bytes(platform.train(1))
     assert first != again
     assert len(ledger.records) == 2
+
+
+def test_noise_is_shared_among_those_whom_the_sum_was_agreed_with(
+    distributed, datasets, ledger, roster, monkeypatch
+) -> None:
+    budget = Budget(epsilon=20.0, delta=1e-5, life_epsilon=20.0)
+    now = [roster]
+    platform = _Platform(distributed, datasets, ledger, roster, monkeypatch, budget)
+    platform.handle._guard._roster = lambda: now[0]
+    platform.ask(wire.Welcome(plan=distributed.to_json()))
+    # A larger roster is accepted, and the coordinator goes on with the sums of the one before.
+    now[0] = identities_for("ABCDEFG")[1].roster
+    platform.train(1)
+    assert ledger.records[-1].event.honest == roster.honest() == 2
+    platform.ask(wire.Welcome(plan=distributed.to_json()))
+    platform.train(2)
+    assert ledger.records[-1].event.honest == now[0].honest() == 3
 
 
 def test_a_round_that_would_overspend_is_left_before_anything_is_computed(

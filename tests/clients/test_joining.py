@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from clients.keys import load_roster, make_identity, put_identity_aside
 from clients.state import StateError
 from clients.terms import asking, changes, explainer
 from crossrec_model.config import FederationConfig, Plan
+from crossrec_model.durable import write_durably
 from crossrec_model.errors import ConfigError
 from crossrec_model.privacy.events import Budget, GaussianRelease
 from crossrec_model.privacy.planning import private_plan
@@ -78,7 +80,9 @@ class Stage:
 
     def take(self, notice: Notice) -> bool:
         explain = explainer(BUDGET, [])
-        return accept_notice(self.folder, notice, ask=self.ask, explain=explain, allow_two=False)
+        return accept_notice(
+            self.folder, "A", notice, ask=self.ask, explain=explain, allow_two=False
+        )
 
 
 @pytest.fixture
@@ -245,3 +249,65 @@ def test_a_signature_of_someone_else_is_no_plan(stage: Stage) -> None:
     foreign = stage.notice(signer=other).plan
     with pytest.raises(SignatureError):
         Notice(stage.notice().roster, foreign)
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The process ends before the `number`-th file is written, counted from 0."""
+    written: list[Path] = []
+
+    def stopping(path: Path, content: bytes, *, mode: int) -> None:
+        if len(written) == number:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_durably(path, content, mode=mode)
+
+    monkeypatch.setattr("clients.keys.write_durably", stopping)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_kill_between_two_files_locks_nobody_out(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patched:
+        _stop_at(patched, number)
+        with pytest.raises(KeyboardInterrupt):
+            stage.invite(stage.notice())
+    # Whatever was left, nothing is followed that was not accepted with a roster beside it.
+    if load_roster(stage.folder) is None:
+        with contextlib.suppress(StateError):
+            assert load_pinned(stage.folder) is None
+    stage.invite(stage.notice())
+    assert load_pinned(stage.folder) is not None
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_a_kill_amid_a_change_leaves_only_what_was_accepted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    stage.invite(stage.notice())
+    later = stage.notice(version=2, names="ABCD", plan=Plan(), plan_version=2)
+    with monkeypatch.context() as patched:
+        _stop_at(patched, number)
+        with pytest.raises(KeyboardInterrupt):
+            stage.take(later)
+    plan, roster = load_plan(stage.folder), load_roster(stage.folder)
+    assert plan is not None
+    assert roster is not None
+    # The plan never lags behind a roster: the one before could be another run's.
+    assert (roster.roster.version, plan.version) == (1, (1, 2)[number])
+    assert stage.take(later)
+    assert load_roster(stage.folder) == later.roster
+
+
+def test_a_roster_with_another_key_for_this_platform_is_refused_unasked(stage: Stage) -> None:
+    stage.invite(stage.notice())
+    mine, stage.key = stage.key, OTHERS["D"]
+    later = stage.notice(version=2)
+    stage.key = mine
+    asked = len(stage.asked)
+    with pytest.raises(RosterError, match="another key for platform A"):
+        stage.take(later)
+    with pytest.raises(RosterError, match="'A' is not on the roster"):
+        stage.take(stage.notice(version=2, names="BCD"))
+    assert len(stage.asked) == asked
+    assert load_roster(stage.folder) == stage.notice().roster

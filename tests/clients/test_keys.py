@@ -106,7 +106,7 @@ def test_many_at_once_make_one_identity(folder: Path) -> None:
 
 def test_without_an_identity_the_command_is_named(folder: Path) -> None:
     message = _refused(StateError, lambda: load_identity(folder))
-    assert "python -m clients.platform keys --id" in message
+    assert "python -m clients.platform init --id" in message
     folder.mkdir(parents=True, mode=0o700)
     assert "does not exist" in _refused(StateError, lambda: load_identity(folder))
 

@@ -306,7 +306,7 @@ def _pinned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 def test_a_key_and_a_roster_are_asked_for_before_the_data(tmp_path, capsys) -> None:
     state = tmp_path / "state"
     error = _refused(capsys, *_options(state, tmp_path / "none"))
-    assert "A/identity.key does not exist; make it with: python -m clients.platform keys" in error
+    assert "A/identity.key does not exist; make it with: python -m clients.platform init" in error
     roster = _roster(state, tmp_path / "roster")
     capsys.readouterr()
     error = _refused(capsys, *_options(state, tmp_path / "none"))
@@ -345,9 +345,9 @@ def test_data_that_cannot_be_used_are_one_line(rows, tmp_path, capsys) -> None:
     items = (broken / "items.csv").read_text(encoding="utf-8").splitlines()
     (broken / "items.csv").write_text("\n".join(items[:6]) + "\n", encoding="utf-8")
     assert "it has 5 of the 30 items" in _refused(capsys, *_options(state, broken))
-    # Nothing but why the last rows were refused, the lock, the ledger, and the record of opened sums.
+    # Nothing but why the last rows were refused, lock, ledger, log, and the record of opened sums.
     added = {path.name for path in (state / "A").iterdir()} - before
-    assert added <= {"data.rejected", "ledger.jsonl", "lock", "opened.json"}
+    assert added <= {"data.rejected", "ledger.jsonl", "lock", "opened.json", "platform.log"}
 
 
 def test_a_device_that_is_not_there(rows, tmp_path, capsys) -> None:

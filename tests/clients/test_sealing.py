@@ -43,6 +43,13 @@ def test_a_plan_that_withstands_fewer_colluding_platforms_is_refused() -> None:
         _sealer_for("ABCDE", least_share=0.8)(_plan())
 
 
+def test_a_plan_with_the_same_threshold_but_less_noise_is_refused() -> None:
+    """With N = 7, c = 1 and c = 2 both need 5 platforms; of the noise, 4 and 3 of them count."""
+    with pytest.raises(ConfigError, match=r"colluding_share = 0.2 is below 0.333"):
+        _sealer_for("ABCDEFG")(_plan(colluding_share=0.2))
+    _sealer_for("ABCDEFG", least_share=0.2)(_plan(colluding_share=0.2))
+
+
 def test_a_grid_too_fine_for_the_roster_is_told_before_any_sum() -> None:
     fine = _plan(levels=(1 << 31) // 3)
     _sealer_for("ABC")(fine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,18 +22,21 @@ from clients.state import Kept
 from crossrec_model.checkup import Finding
 from crossrec_model.config import FederationConfig, ModelConfig, Plan, PrivacyConfig
 from crossrec_model.data.splits import TimeSplit
-from crossrec_model.federation_files import PURPOSE
 from crossrec_model.parameters import Layout
 from crossrec_model.privacy.ledger import LEDGER, Budget, Ledger
 from crossrec_model.privacy.planning import private_plan, run_events
 from crossrec_model.randomness import SystemRandomness
-from crossrec_model.secagg.identity import Card, IdentityKey, canonical
+from crossrec_model.secagg.identity import Card, IdentityKey
+from crossrec_model.secagg.invitation import Notice, SignedPlan
+from crossrec_model.secagg.roster import sign
+from server.folder import SETTINGS, FederationFolder, Settings
 from server.listener import bind, serving
 from server.rosters import list_platforms
 from server.tls import TlsFiles
 
 BUDGET = Budget(epsilon=8.0, delta=1e-5, life_epsilon=24.0)
 RUN = b"r" * 16
+PORT = 9092
 NAMES = ("localhost", "127.0.0.1")
 DAY = timedelta(days=1)
 TINY = Plan(
@@ -142,27 +144,50 @@ class Federation:
 
     def on(self, port: int) -> Federation:
         """The same on another port, also for its platforms."""
-        settings = f'name = "demo"\nhost = "127.0.0.1"\nport = {port}\n'
-        (self.folder / "federation.toml").write_text(settings, encoding="utf-8")
+        self.set(port=port)
         for place in self.state.iterdir():
             (place / "address").write_text(f"127.0.0.1:{port}\n", encoding="utf-8")
         return replace(self, port=port)
 
+    def set(self, *, port: int = PORT, host: str = "127.0.0.1", name: str = "demo") -> None:
+        """Write the settings that ask for the plan that is signed."""
+        signed = FederationFolder(self.folder).plan()
+        plan = signed.plan if signed else Plan()
+        privacy = plan.privacy
+        settings = Settings(
+            name=name,
+            host=host,
+            port=port,
+            noise=privacy.noise,
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            plan=replace(plan, privacy=replace(privacy, noise="none")),
+        )
+        (self.folder / SETTINGS).write_text(settings.to_toml(), encoding="utf-8")
+
     def sign(self, plan: Plan, version: int = 1, federation: str = "demo") -> bytes:
-        content = {
-            "federation": federation,
-            "plan": json.loads(plan.to_json()),
-            "signer": self.signer.public.hex,
-            "version": version,
-        }
-        signature = self.signer.sign(PURPOSE, canonical(content)).hex()
-        return canonical({"format": 1, "plan": content, "signature": signature})
+        roster = read_roster(self.folder / "roster.json", allow_two=True).roster
+        return SignedPlan.sign(
+            replace(roster, federation=federation, signer=self.signer.public, allow_two=True),
+            version,
+            plan,
+            self.signer,
+        ).to_json()
+
+    def notice(self, version: int) -> bytes:
+        """What a coordinator with this version of the roster tells."""
+        roster = read_roster(self.folder / "roster.json", allow_two=True).roster
+        later = sign(replace(roster, version=version, allow_two=True), self.signer)
+        plan = FederationFolder(self.folder).plan()
+        assert plan is not None
+        return Notice(later, plan).to_json()
 
     def give(self, plan: Plan, version: int = 1) -> None:
         """Sign a plan, for the coordinator and all platforms."""
         signed = self.sign(plan, version)
         for folder in (self.folder, *self.state.iterdir()):
             (folder / "plan.json").write_bytes(signed)
+        self.set(port=self.port or PORT)
 
     def list(self, ids: str, *, allow_two: bool = False) -> None:
         """Sign a roster of these platforms, for all."""

@@ -16,6 +16,7 @@ from doctor_folders import DAY, Authority, Federation, coordinator, now, told
 from clients import connection
 from clients.checks import line as lines
 from clients.checks.line import authority, line
+from clients.connection import Endpoint
 from crossrec_model.checkup import Finding
 from crossrec_model.errors import ConfigError
 from crossrec_model.federation_files import Versions
@@ -163,7 +164,7 @@ def test_tls_1_2_is_not_enough(federation: Federation) -> None:
     with _old(federation.tls) as port:
         level, text = told(_line(port, federation.tls.ca), "TLS")
     assert level == "fail"
-    assert "no handshake of TLS 1.3" in text
+    assert "does not speak TLS 1.3" in text
 
 
 def test_a_port_that_stays_silent(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,30 +244,35 @@ def test_strange_answers(federation: Federation, answer: bytes, what: str, words
     assert words in text
 
 
-@pytest.mark.parametrize(
-    ("body", "level"),
-    [
-        (b'{"roster": 3}', "ok"),
-        (b'{"roster": 4}', "warn"),
-        (b'{"roster": 2}', "fail"),
-    ],
-)
+@pytest.mark.parametrize(("version", "level"), [(3, "ok"), (4, "warn"), (2, "fail")])
 def test_versions_against_the_coordinator_s(
-    federation: Federation, body: bytes, level: str
+    federation: Federation, version: int, level: str
 ) -> None:
+    body = federation.notice(version)
     with coordinator(federation.tls, body=body) as port:
-        findings = _line(port, federation.tls.ca, pinned=Versions(roster=3, plan=1))
+        findings = _line(
+            port, federation.tls.ca, pinned=Versions(roster=3, plan=1), introduction=dict
+        )
+    assert told(findings, "admission")[0] == "ok"
     assert told(findings, "roster")[0] == level
-    assert "plan" not in {f.what for f in findings}
+    assert told(findings, "plan")[0] == "ok"
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{", b'{"roster": "3"}', b'{"roster": true}', b"[" * 9999]
-)
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"roster": "3"}', b"[" * 9999])
 def test_a_coordinator_that_tells_no_versions(federation: Federation, body: bytes) -> None:
     with coordinator(federation.tls, body=body) as port:
-        findings = _line(port, federation.tls.ca, pinned=Versions(roster=3, plan=1))
-    assert {f.what for f in findings} == {"address", "TLS", "certificates", "health", "clock"}
+        findings = _line(
+            port, federation.tls.ca, pinned=Versions(roster=3, plan=1), introduction=dict
+        )
+    shown = {"address", "TLS", "certificates", "health", "clock", "admission"}
+    assert {f.what for f in findings} == shown
+
+
+def test_a_platform_that_the_coordinator_does_not_know(federation: Federation) -> None:
+    with coordinator(federation.tls, status=403) as port:
+        connected = Endpoint(address=f"127.0.0.1:{port}", ca=federation.tls.ca)
+        (finding,) = lines._told(connected, Versions(), dict)
+    assert (finding.level, finding.what) == ("fail", "admission")
 
 
 def test_the_authority_s_own_certificate(tmp_path: Path) -> None:

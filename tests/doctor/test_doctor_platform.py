@@ -195,12 +195,12 @@ def test_a_plan_that_is_not_the_signer_s(federation: Federation) -> None:
     path = federation.state / "A" / "plan.json"
     signed = path.read_bytes()
     for content, words in (
-        (signed.replace(b'"rounds":4', b'"rounds":5'), "is not by the key"),
+        (signed.replace(b'rounds\\":4', b'rounds\\":5'), "is not by the key"),
         (signed + b"\n", "not in its canonical form"),
         (b"[", "can't be trusted"),
         (
             replace(federation, signer=IdentityKey.generate(SystemRandomness())).sign(TINY),
-            "it is signed by",
+            "is not by the key",
         ),
         (federation.sign(TINY, federation="other"), "the plan is of federation other"),
     ):
@@ -259,6 +259,10 @@ def test_the_rest_of_a_run_that_was_begun(federation: Federation) -> None:
     level, text = _left(federation, life)
     assert level == "warn"
     assert "the rest of the run costs" in text
+    # What the run was charged before counts towards its own budget.
+    level, text = _left(federation, Budget(epsilon=6.0, delta=1e-5, life_epsilon=24.0))
+    assert level == "fail"
+    assert "more than --epsilon = 6" in text
     # A round that was charged and lost is charged again.
     folder.save_received(received(plan, 1))
     assert _left(federation, life)[0] == "fail"
@@ -357,6 +361,8 @@ def test_the_command_on_a_platform_that_is_well(
     assert re.search(
         r"fail  clock +this clock is \d+ s behind the coordinator's, beyond 240", shifted
     )
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert all(f"| {f['what']} |" in page for f in document["findings"])
     # It changes nothing.
     assert before == {p: p.stat().st_mtime_ns for p in federation.state.rglob("*")}
 

@@ -134,12 +134,12 @@ def test_a_missing_or_damaged_file(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('name = "demo"\n', "host = None is no text"),
-        ('name = "demo"\nhost = ""\n', "host = '' is no text"),
-        ('name = "demo"\nhost = "h"\nport = 70000\n', "port = 70000 is outside 1 to 65535"),
-        ('name = "demo"\nhost = "h"\nport = true\n', "port = True is outside"),
-        ("name =", "is not valid TOML"),
-        (None, "is missing; make it with: python -m server init"),
+        ('[coordinator]\nname = "demo"\n', "coordinator.host is missing"),
+        ('[coordinator]\nname = "demo"\nhost = ""\n', "coordinator.host = '' is no name"),
+        ('[coordinator]\nname = "demo"\nhost = "h"\nport = 70000\n', "port = 70000 is outside 1"),
+        ('[coordinator]\nname = "demo"\nhost = "h"\nport = true\n', "port = True is unknown or of"),
+        ("name =", "is no TOML"),
+        (None, "does not exist; make the federation with: python -m server init"),
     ],
 )
 def test_settings(federation: Federation, text: str | None, words: str) -> None:
@@ -198,8 +198,7 @@ def test_a_signing_key_that_is_another_or_open(federation: Federation) -> None:
 
 
 def test_a_roster_that_is_damaged_or_of_another_federation(federation: Federation) -> None:
-    settings = federation.folder / "federation.toml"
-    settings.write_text('name = "other"\nhost = "127.0.0.1"\n', encoding="utf-8")
+    federation.set(name="other")
     assert (
         "the roster is of demo, federation.toml names other"
         in _worst(papers.roster, federation.folder)[1]
@@ -226,6 +225,14 @@ def test_plan(federation: Federation) -> None:
     assert "at least 3 are needed" in _worst(papers.plan, federation.folder)[1]
 
 
+def test_settings_that_ask_for_another_plan(federation: Federation) -> None:
+    path = federation.folder / "federation.toml"
+    path.write_text(path.read_text("utf-8").replace("rounds = 4", "rounds = 5"), "utf-8")
+    level, text = _worst(papers.plan, federation.folder)
+    assert level == "fail"
+    assert "asks for another plan than the signed version 1; sign it: python -m server plan" in text
+
+
 def test_distributed_noise_is_priced_too(federation: Federation) -> None:
     plan = replace(TINY, privacy=replace(TINY.privacy, rate=1.0, steps=1))
     noised = private_plan(plan, noise="distributed", epsilon=8.0, delta=1e-5, honest=2)
@@ -239,7 +246,7 @@ def test_distributed_noise_is_priced_too(federation: Federation) -> None:
 
 def test_a_plan_that_can_not_be_trusted(federation: Federation) -> None:
     path = federation.folder / "plan.json"
-    path.write_bytes(path.read_bytes().replace(b'"rounds":4', b'"rounds":5'))
+    path.write_bytes(path.read_bytes().replace(b'rounds\\":4', b'rounds\\":5'))
     assert "can't be trusted" in _worst(papers.plan, federation.folder)[1]
     path.write_bytes(federation.sign(TINY, federation="other"))
     assert "it is of other, the roster of demo" in _worst(papers.plan, federation.folder)[1]
@@ -405,6 +412,8 @@ def test_the_command(federation: Federation, capsys: pytest.CaptureFixture[str])
         *("libraries", "folder", "settings", "certificates", "roster", "plan"),
         *("address", "port", "checkpoints", "disk", "clock"),
     }
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert all(f"| {f['what']} |" in page for f in document["findings"])
     federation.folder.chmod(0o755)
     text = _run(capsys, *where, code=1)
     assert "fail  folder" in text
@@ -425,10 +434,9 @@ def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_mistake_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    line = _run(capsys, code=2)
+    line = _run(capsys, "--unknown", code=2)
     assert line == (
-        "error: the following arguments are required: --federation; "
-        "see python -m server doctor --help\n"
+        "error: unrecognized arguments: --unknown; see python -m server doctor --help\n"
     )
 
 

@@ -81,6 +81,14 @@ def test_a_changed_plan_shows(change: Callable[[SignedPlan], SignedPlan]) -> Non
         ("address", "example.com:9092"),
         ("address", "example.org"),
         ("address", "user@example.org:1"),
+        ("address", "b\u00fccher.example:1"),
+        ("address", "a\x1b[8m:1"),
+        ("address", "\ud800:1"),
+        ("ca", "\ud800"),
+        ("ca", "\x1b[2J" + CA),
+        ("ca", CA + "\u00fc"),
+        ("notice", "\ud800"),
+        ("platform", "\ud800"),
         ("ca", CA.replace("abc", "abd")),
         ("platform", "B"),
         ("platform", "Z"),
@@ -107,3 +115,26 @@ def test_a_plan_that_this_version_can_not_follow_is_named() -> None:
     document["plan"] = document["plan"].replace('"rounds":5', '"rounds":0')
     with pytest.raises(RosterError, match=r"federation.rounds = 0 is outside"):
         SignedPlan.from_json(canonical(document))
+
+
+def test_a_signed_invitation_still_has_to_make_sense() -> None:
+    """Whoever has a key can sign; what is shown beside the fingerprint must not hide it."""
+    signed = {"notice": NOTICE, "key": SIGNER}
+    for address in ("b\u00fccher.example:1", "one.org:1\x1b[1A", "\ud800:1", "one.org\x7f:1"):
+        with pytest.raises(RosterError, match="is not HOST:PORT"):
+            Invitation.sign("A", address=address, ca=CA, **signed)
+    for ca in ("", "\u00fc", "\ud800", CA + "\x1b[2J", "-----BEGIN PRIVATE KEY-----\nabc\n"):
+        with pytest.raises(RosterError, match="holds no certificate"):
+            Invitation.sign("A", address="one.org:1", ca=ca, **signed)
+    Invitation.sign("A", address="[2001:db8::1]:9092", ca=CA + CA, **signed)
+
+
+@pytest.mark.parametrize("field", ["plan", "federation", "signature"])
+def test_text_that_no_file_can_hold_is_refused_by_name(field: str) -> None:
+    document = json.loads(SIGNED.to_json()) | {field: "\ud800"}
+    with pytest.raises(SecureSumError):
+        SignedPlan.from_json(canonical(document))
+    for part in ("plan", "roster"):
+        notice = json.loads(NOTICE.to_json()) | {part: "\ud800"}
+        with pytest.raises(SecureSumError):
+            Notice.from_json(canonical(notice))

@@ -74,6 +74,11 @@ def _header(**changes: object) -> str:
     return base64.b64encode(json.dumps(document).encode()).decode()
 
 
+def _exact(**changes: object) -> str:
+    document = json.loads(base64.b64decode(GIVEN.to_header())) | changes
+    return base64.b64encode(canonical(document)).decode()
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -91,6 +96,9 @@ def _header(**changes: object) -> str:
         _header(signature="00"),
         _header(format=2),
         _header(more=1),
+        _exact(platform="\ud800"),
+        _exact(platform="a\x1b[8m"),
+        _exact(platform="A" * 65),
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:

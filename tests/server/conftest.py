@@ -7,23 +7,19 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from postgresql_server import PostgreSQL, server_programs
+from postgresql_server import PostgreSQL, running, server_programs
 
 _NUMBERS = count()
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+def postgresql() -> Iterator[PostgreSQL]:
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     programs = server_programs()
     if programs is None:
         pytest.skip("no PostgreSQL server is installed")
-    server = PostgreSQL(programs, tmp_path_factory.mktemp("pg"))
-    try:
-        server.start()
+    with running(programs) as server:
         yield server
-    finally:
-        server.stop("immediate")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -26,12 +31,10 @@ class PostgreSQL:
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self._programs, self.folder = programs, folder
-        # The server refuses to run as root, and its user must be able to reach the folder.
+        # The server refuses to run as root.
         self._user = _unprivileged() if os.geteuid() == 0 else None
         if self._user:
             shutil.chown(folder, self._user)
-            for parent in [folder, *folder.parents][:3]:
-                parent.chmod(parent.stat().st_mode | 0o011)
         locale = ("-E", "UTF8", "--locale=C")
         self._run("initdb", "-D", "data", "-U", "crossrec", "-A", "trust", "-N", *locale)
 
@@ -39,9 +42,17 @@ class PostgreSQL:
         options = f"-c listen_addresses= -k {self.folder} -c fsync=off"
         self._run("pg_ctl", "-D", "data", "-o", options, "-l", "log", "-w", "start")
 
-    def stop(self, how: str = "fast") -> None:
-        if (self.folder / "data" / "postmaster.pid").exists():
-            self._run("pg_ctl", "-D", "data", "-m", how, "-w", "stop")
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End the server by its id and wait until it is gone; SIGINT closes all sessions."""
+        try:
+            process = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+            os.kill(process, how)
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        end = time.monotonic() + 60
+        while Path(f"/proc/{process}").exists():
+            assert time.monotonic() < end, "the PostgreSQL server does not end"
+            time.sleep(0.02)
 
     def url(self, database: str, user: str = "crossrec:pa%40ss") -> str:
         return f"postgresql+psycopg://{user}@/{database}?host={self.folder}"
@@ -71,6 +82,24 @@ class PostgreSQL:
                 user=self._user,
                 cwd=self.folder,
             )
+
+
+@contextmanager
+def running(programs: Path) -> Iterator[PostgreSQL]:
+    """A started server, ended and removed whatever happens.
+
+    Not in pytest's own folder: another pytest that begins closes that one to other users.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="crossrec-postgresql-"))
+    try:
+        server = PostgreSQL(programs, folder)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop(signal.SIGQUIT)
+    finally:
+        shutil.rmtree(folder)
 
 
 def _unprivileged() -> str:

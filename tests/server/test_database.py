@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from postgresql_server import PostgreSQL
+from postgresql_server import PostgreSQL, running, server_programs
 from sqlalchemy import text
 
 from crossrec_model.errors import FederationError
@@ -103,19 +103,13 @@ def test_an_account_that_may_not_make_tables_is_told(postgresql: PostgreSQL) -> 
 
 
 @pytest.fixture
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
-    from postgresql_server import server_programs
-
+def own_server() -> Iterator[PostgreSQL]:
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     programs = server_programs()
     if programs is None:
         pytest.skip("no PostgreSQL server is installed")
-    server = PostgreSQL(programs, tmp_path_factory.mktemp("pg"))
-    try:
-        server.start()
+    with running(programs) as server:
         yield server
-    finally:
-        server.stop("immediate")
 
 
 def test_a_server_that_was_restarted_is_found_again(own_server: PostgreSQL) -> None:

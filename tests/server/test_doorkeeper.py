@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from dataclasses import replace
 
 import pytest
 
@@ -105,3 +106,51 @@ def test_a_platform_can_not_fill_the_memory_with_sessions(stage: Stage) -> None:
     for number in range(5000):
         stage.keeper.strangers_turn(f"10.1.{number // 256}.{number % 256}")
     assert len(stage.keeper._buckets) == 4096
+
+
+def test_a_session_of_a_key_that_was_exchanged_is_out_at_once(stage: Stage) -> None:
+    stolen = stage.headers(b"thief", "C")
+    assert stage.check(stolen) is None
+    anew = Member("C", KEYS["D"].public)
+    members = (*stage.roster.members[:2], anew)
+    stage.roster = replace(stage.roster, version=2, members=members)
+    assert stage.keeper.platform_of(b"thief") is None
+    assert stage.check(stolen) == door.BAD_PASS
+    assert stage.check(stage.headers(b"node", "C", signer="D")) is None
+
+
+def test_who_is_expelled_speaks_for_nobody(stage: Stage) -> None:
+    assert stage.check(stage.headers(b"node", "C")) is None
+    stage.roster = _roster("ABD")
+    assert stage.keeper.platform_of(b"node") is None
+
+
+def test_a_session_in_use_is_not_pushed_out_by_later_ones(stage: Stage) -> None:
+    assert stage.check(stage.headers(b"node", "A")) is None
+    stage.now += 1000
+    for number in range(3 * SESSIONS):
+        assert stage.check(stage.headers(bytes([number]), "A")) is None
+        assert stage.check(stage.headers(b"node", None)) is None
+
+
+def test_strangers_are_not_told_who_is_on_the_roster(stage: Stage) -> None:
+    thief = IdentityKey.generate(SystemRandomness())
+    told = set()
+    for claimed in ("A", "D", "Z"):
+        federation, now = federation_of(stage.roster), int(stage.now)
+        given = NodePass.issue(claimed, thief, federation, b"x", now)
+        refusal = stage.check(stage.headers(b"x", None) | {HEADER: given.to_header()})
+        assert refusal is not None
+        told.add((refusal.status, refusal.told))
+    assert told == {(401, "not-admitted")}
+    assert [entry[0] for entry in stage.audited] == ["bad-pass", "not-on-roster", "not-on-roster"]
+
+
+def test_a_network_of_ipv6_is_one_address(stage: Stage) -> None:
+    for number in range(int(BURST)):
+        assert stage.keeper.strangers_turn(f"2001:db8::{number:x}") is None
+    assert stage.keeper.strangers_turn("2001:db8::ffff:1") == door.TOO_MANY
+    assert stage.keeper.strangers_turn("2001:db8:0:1::1") is None
+    assert stage.keeper.strangers_turn("::ffff:10.0.0.1") is None
+    assert stage.keeper.strangers_turn("::ffff:10.0.0.2") is None
+    assert len(stage.keeper._buckets) == 4

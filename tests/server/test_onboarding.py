@@ -125,6 +125,55 @@ def test_later_ones_come_and_go_and_the_plan_stays(operator: Operator) -> None:
     assert operator.events()[-2:] == [("admitted", "D"), ("expelled", "D")]
 
 
+def test_who_was_expelled_does_not_come_back_by_a_request_that_was_left(
+    operator: Operator,
+) -> None:
+    operator.init()
+    operator.admit("ABCD")
+    # As after a crash between the signed roster and the end of `admit`.
+    left = operator.path / "pending" / "D.join"
+    left.write_bytes((operator.home / "D.join").read_bytes())
+    operator.run("expel", "--federation", operator.path, "D")
+    assert not left.exists()
+    operator.admit("E")
+    assert operator.folder.notice().roster.roster.platforms == ("A", "B", "C", "E")
+
+
+def test_two_requests_under_one_id_are_told_apart(operator: Operator) -> None:
+    operator.init()
+    first = operator.request("A")
+    shown = operator.run("admit", "--federation", operator.path, first)
+    card = Card.from_json(first.read_bytes())
+    assert card.member.public.fingerprint in shown
+    before = first.read_bytes()
+    # Somebody else's under the same id, by itself and beside the first.
+    line = operator.run("admit", "--federation", operator.path, operator.request("A"), code=2)
+    assert "another key for platform A" in line
+    assert "pending/A.join" in line
+    assert (operator.path / "pending" / "A.join").read_bytes() == before
+    (operator.home / "one.join").write_bytes(before)
+    operator.request("A")
+    (operator.path / "pending" / "A.join").unlink()
+    both = (operator.home / "one.join", operator.home / "A.join")
+    line = operator.run("admit", "--federation", operator.path, *both, code=2)
+    assert "another key for platform A" in line
+    assert list((operator.path / "pending").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a/b", " north", "n\u00f6rd", "x" * 65])
+def test_a_name_that_no_roster_can_carry_is_told_at_once(operator: Operator, name: str) -> None:
+    words = ("init", "--out", operator.path, "--name", name, "--host", "127.0.0.1")
+    assert "federation name" in operator.run(*words, code=2)
+    assert not operator.path.exists()
+
+
+def test_a_host_that_no_invitation_can_carry_is_told_at_once(operator: Operator) -> None:
+    for host in ("b\u00fccher.example", "a b", "x\x1b[8m"):
+        words = ("init", "--out", operator.path, "--name", "north", "--host", host)
+        assert "coordinator.host" in operator.run(*words, code=2)
+        assert not operator.path.exists()
+
+
 def test_with_distributed_noise_the_plan_holds_for_more_platforms_too(operator: Operator) -> None:
     operator.init("--noise", "distributed")
     operator.admit("ABC")
@@ -158,9 +207,8 @@ def test_two_platforms_are_admitted_when_asked_for_and_never_without_noise(
 ) -> None:
     operator.init()
     assert "a roster needs 3" in operator.admit("AB")
-    shown = operator.run(
-        "admit", "--federation", operator.path, operator.request("A"), "--allow-two"
-    )
+    again = operator.home / "A.join"
+    shown = operator.run("admit", "--federation", operator.path, again, "--allow-two")
     assert "warning: two platforms alone" in shown
     path = operator.path / "federation.toml"
     path.write_text(path.read_text("utf-8").replace('noise = "local"', 'noise = "none"'), "utf-8")

@@ -28,6 +28,12 @@ def test_a_second_claim_waits_and_is_refused_once_the_holder_is_heard() -> None:
     assert registry.seated({ONE: 2.0, TWO: 7.0}) == {"A": ONE}
 
 
+def test_a_holder_that_is_heard_after_the_clock_was_set_back_is_alive() -> None:
+    registry, _ = Registry().claim("A", ONE, {ONE: 100.0})
+    registry, _ = registry.claim("A", TWO, {ONE: 100.0, TWO: 101.0})
+    assert registry.claim("A", TWO, {ONE: 7.0, TWO: 8.0})[1] is Verdict.REFUSED
+
+
 def test_a_second_claim_gets_the_seat_once_the_holder_is_gone() -> None:
     registry, _ = Registry().claim("A", ONE, {ONE: 1.0})
     registry, _ = registry.claim("A", TWO, {ONE: 1.0, TWO: 1.0})
@@ -61,4 +67,6 @@ def test_a_doubted_node_is_left_out_until_it_is_heard_again() -> None:
     doubted = registry.doubt(ONE, 1.0)
     assert doubted.seated({ONE: 1.0}) == {}
     assert doubted.seated({ONE: 1.1}) == {"A": ONE}
+    # The wall clock was set back, so that later marks are smaller.
+    assert doubted.seated({ONE: 0.9}) == {"A": ONE}
     assert registry.seated({ONE: 1.0}) == {"A": ONE}

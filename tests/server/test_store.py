@@ -21,8 +21,10 @@ from crossrec_model.secagg.messages import Kind
 from server import schema
 from server.checkpoint import RoundRecord
 from server.database import Database, DatabaseUnavailableError
+from server.federation import DATABASE
+from server.folder import SETTINGS, FederationFolder, Settings
 from server.openings import Openings
-from server.store import SEEN_EVERY, Store
+from server.store import SEEN_EVERY, Store, checkup
 from server.stored_openings import StoredOpenings
 
 RUN, OTHER = bytes(range(16)), bytes(16)
@@ -385,6 +387,33 @@ def test_the_plan_is_kept_as_it_was_signed(url: str) -> None:
         (run,) = store.runs()
     assert Plan.from_json(run.plan.encode()) == Plan()
     assert json.loads(run.plan)
+
+
+def test_a_path_is_a_file_whatever_it_is_called(tmp_path: Path) -> None:
+    for name in ("a?mode=memory", "b%40c@d#e", ":memory:", "sp ace é"):
+        path = tmp_path / name
+        with Store.open(path) as store:
+            store.begin_run(RUN, PLAN)
+        assert path.is_file()
+        with Store.open(path, create=False) as store:
+            assert len(store.runs()) == 1
+
+
+def test_a_checkup_makes_nothing_and_tells_what_is_there(tmp_path: Path) -> None:
+    folder = FederationFolder(tmp_path)
+    settings = Settings(name="demo", host="127.0.0.1")
+    (tmp_path / SETTINGS).write_text(settings.to_toml(), encoding="utf-8")
+    assert checkup(tmp_path) == "no database yet; the coordinator makes it"
+    assert not folder.state.exists()
+    folder.state.mkdir()
+    with Store.open(folder.state / DATABASE) as store:
+        assert checkup(tmp_path).endswith("coordinator.db is whole; runs: 0")
+        store.begin_run(RUN, PLAN)
+        store.save_round(RUN, _record(1))
+    assert checkup(tmp_path).endswith("runs: 1, the last one running after 1")
+    (folder.state / DATABASE).write_bytes(b"x" * 4096)
+    with pytest.raises(FederationError, match="is damaged"):
+        checkup(tmp_path)
 
 
 def test_sqlite_flushes_every_commit(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from crossrec_model.secagg.messages import Kind
 from server.store import Store
 
 ROOT = Path(__file__).parent.parent.parent
-KILLS = 20
+KILLS = 12
 RUN = bytes(range(16))
 
 #: Imports once, then forks a coordinator for every line that it is sent.

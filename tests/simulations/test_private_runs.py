@@ -41,7 +41,7 @@ class _Lines:
         self.note(reason)
 
     def left_out(self, platform, reason) -> None:
-        self.note(reason)
+        self.note(f"platform {platform} was left out: {reason}")
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -135,7 +135,7 @@ def test_shares_of_noise_pass_the_secure_sum_unrounded(datasets, monkeypatch) ->
 class _Spent(OpenGuard):
     """A platform whose budget is gone after the second round."""
 
-    def charge(self, plan: Plan, run: bytes, number: int) -> None:
+    def charge(self, plan: Plan, run: bytes, number: int, honest: int) -> None:
         if number > 2:
             raise BudgetExceededError("spent", spent=8.0, asked=9.0, limit=8.0)
 

@@ -29,11 +29,19 @@ from crossrec_model.wire.contribution import Contribution
 from simulations.plain import PlainSealer
 
 NOTHING = np.zeros(0, dtype=np.float32)
+#: With weights that are whole and `max_weight` a power of two, multiples of this lie on the grid of a
+#: sum: rounding then changes nothing, and a run has one outcome.
+EXACT = 2.0**-12
 
 
 def target(platform: str, dimension: int) -> np.ndarray:
     """The vector that a platform pulls to, float64 [dimension]."""
     return np.random.default_rng(list(platform.encode())).uniform(-1, 1, size=dimension)
+
+
+def weight_of(platform: str) -> float:
+    """The weight of a platform's contributions."""
+    return float(len(platform) + ord(platform[0]) % 7)
 
 
 def make_handler(
@@ -43,11 +51,18 @@ def make_handler(
     seconds: float = 0.0,
     seen: Callable[[bytes], object] = bytes,
     sealer_for: SealerFor = PlainSealer,
+    exact: bool = False,
 ) -> Handler:
-    """Return the handler of a platform that trains for `seconds`; `seen` gets every request."""
-    weight = float(len(platform) + ord(platform[0]) % 7)
+    """Return the handler of a platform that trains for `seconds`; `seen` gets every request.
+
+    With `exact`, all that it sends is a multiple of `EXACT`.
+    """
+    weight = weight_of(platform)
     goal = target(platform, dimension)
     sealer: list[Sealer] = []
+
+    def rounded(values: np.ndarray | float) -> np.ndarray:
+        return np.round(np.asarray(values) / EXACT) * EXACT if exact else np.asarray(values)
 
     def replied(message: wire.Message) -> wire.Reply:
         match message:
@@ -66,12 +81,13 @@ def make_handler(
                 return wire.Secure(frame=sealer[0].answer(message.frame))
             case wire.TrainRequest():
                 time.sleep(seconds)
-                update = np.clip(0.5 * (goal - message.parameters), -1, 1).astype(np.float32)
-                loss = float(np.abs(update).mean())
+                update = rounded(np.clip(0.5 * (goal - message.parameters), -1, 1))
+                update = update.astype(np.float32)
+                loss = float(rounded(np.abs(update).mean()))
                 return sealed(message, Kind.TRAIN, update, loss)
             case wire.EvaluateRequest():
                 score = 1.0 / (1.0 + float(np.abs(goal - message.parameters).mean()))
-                return sealed(message, Kind.EVALUATE, NOTHING, score)
+                return sealed(message, Kind.EVALUATE, NOTHING, float(rounded(score)))
             case _:
                 return wire.Ack()
 

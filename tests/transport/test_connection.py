@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -126,6 +127,51 @@ def test_a_peer_that_hangs_or_hangs_up_is_not_taken_for_a_coordinator(
         with pytest.raises((NotThereError, ConnectionRefusedByPeerError)):
             probe(Endpoint(address=address, insecure=True))
         thread.join()
+
+
+@pytest.mark.parametrize("after", [0, 200])
+def test_a_line_that_is_cut_is_tried_again(tls_files: TlsFiles, after: int) -> None:
+    """In the handshake, or with a part of the answer to it on the way."""
+    with _health(200, tls_files) as address, socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def cut() -> None:
+            near = listener.accept()[0]
+            host, _, port = address.partition(":")
+            with near, socket.create_connection((host, int(port))) as far:
+                near.recv(1)
+                if after:
+                    far.sendall(b"\x16" + near.recv(4096))
+                    near.sendall(far.recv(after))
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        cut_address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(NotThereError):
+            probe(Endpoint(address=cut_address, ca=tls_files.ca))
+        thread.join()
+
+
+def test_a_coordinator_that_is_killed_while_it_is_asked_is_tried_again(tls_files: TlsFiles) -> None:
+    """The handshake is done and the question is sent, but no answer comes."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tls_files.certificate, tls_files.key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with context.wrap_socket(listener.accept()[0], server_side=True) as near:
+                near.recv(4096)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(NotThereError):
+            probe(Endpoint(address=address, ca=tls_files.ca))
+        thread.join()
+
+
+def test_a_coordinator_that_counts_too_many_requests_is_asked_again(tls_files: TlsFiles) -> None:
+    with _health(429, tls_files) as address, pytest.raises(NotThereError, match="answered 429"):
+        probe(Endpoint(address=address, ca=tls_files.ca))
 
 
 def test_waiting_reports_each_reason_once_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,6 @@ def test_the_state_has_the_calls_that_the_link_makes() -> None:
         "get_task_by_token": 1,
         "activate_task": 1,
         "finish_task": 3,
-        "acknowledge_task_heartbeat": 1,
         "delete_messages": 1,
     }
     for name, count in expected.items():

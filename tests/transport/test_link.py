@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as datetime_module
 import hashlib
 import io
 import threading
 import time
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -17,14 +22,19 @@ from open_line import FINISH, Line, open_line, raw_node
 from clients import flower as platform_side
 from clients.connection import Endpoint, Handler
 from clients.flower import (
+    FleetHttpClient,
     fleet,
     get_object_tree,
     serve,
 )
+from clients.keys import load_identity, read_roster
+from clients.passport import Passport
 from crossrec_model.config import FederationConfig, Plan
+from crossrec_model.errors import ConnectionRefusedByPeerError
 from crossrec_model.wire import messages as wire
 from crossrec_model.wire.codec import Pieces
 from server.courier import Loss, Lost, NodeId
+from server.doorkeeper import Doorkeeper
 from server.federation import Federation, RunOptions, fresh_start
 from server.flower import GridCourier, Link
 from server.gate import Gate, Receive, Scope, Send
@@ -33,6 +43,7 @@ from server.progress import PlainProgress
 from server.tls import TlsFiles
 from simulations.grid import InProcessGrid
 from simulations.plain import PlainSum
+from simulations.processes import make_roster
 
 
 def _frame(megabytes: float) -> bytes:
@@ -134,6 +145,81 @@ def test_an_unknown_node_is_gone_and_nothing_to_send_is_nothing(line: Line) -> N
         NodeId(12345): Lost(Loss.GONE)
     }
     assert dict(line.courier.exchange({}, timeout_s=5.0)) == {}
+
+
+@pytest.mark.parametrize("seconds", [4000.0, -4000.0])
+def test_a_clock_that_is_set_does_not_end_the_link(
+    line: Line, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Or a machine that slept for longer than Flower's minute."""
+    line.join(make_handler("A", 8))
+    (node,) = line.wait_for(1)
+    real, off = time.time, [0.0]
+
+    monkeypatch.setattr(time, "time", lambda: real() + off[0])
+    # Both sides' clocks: else the platform's requests would be refused.
+    clock = SimpleNamespace(now=lambda tz: datetime.fromtimestamp(time.time(), tz))
+    shifted = SimpleNamespace(**{**vars(datetime_module), "datetime": clock})
+    monkeypatch.setattr("flwr.supercore.date.datetime", shifted)
+    off[0] = seconds
+    assert line.courier.nodes() == {}
+    # Its next heartbeat shows it.
+    assert line.wait_for(1) == [node]
+    line.finish()
+
+
+def test_a_platform_that_is_expelled_while_it_waits_ends_with_the_reason(
+    tls_files: TlsFiles, tmp_path: Path
+) -> None:
+    signed = read_roster(make_roster(tmp_path, "ABC")).roster
+    others = tuple(member for member in signed.members if member.platform != "A")
+    left = replace(signed, members=others, version=2, allow_two=True)
+    counts, ended = [signed], []
+    link = Link(Doorkeeper(lambda: counts[-1]))
+    passport = Passport(platform="A", identity=load_identity(tmp_path / "A"), roster=lambda: signed)
+
+    def platform(address: str) -> None:
+        try:
+            serve(make_handler("A", 8), address=address, ca=tls_files.ca, passport=passport)
+        except ConnectionRefusedByPeerError as error:
+            ended.append(str(error))
+
+    with bind("127.0.0.1", 0) as listener:
+        with serving(link.application, listener, tls_files), link.courier() as courier:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            thread = threading.Thread(target=platform, args=(address,), daemon=True)
+            thread.start()
+            Line(link, courier, address, tls_files, [], [thread]).wait_for(1)
+            counts.append(left)
+            thread.join(20)
+            assert not thread.is_alive()
+    assert len(ended) == 1
+    assert "not, or no longer, on its roster" in ended[0]
+
+
+def test_a_question_that_was_lost_on_the_way_costs_no_deadline(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is cut when the coordinator has answered and the platform has not heard it."""
+    pull, cut = FleetHttpClient.PullMessages, [False]
+
+    def pulling(client: FleetHttpClient, request: fleet.PullMessagesRequest) -> object:
+        response = pull(client, request)
+        if response.messages_list and not cut[0]:
+            cut[0] = True
+            raise httpx.ReadError("connection reset")
+        return response
+
+    monkeypatch.setattr(FleetHttpClient, "PullMessages", pulling)
+    line.join(make_handler("A", 8))
+    (node,) = line.wait_for(1)
+    hello = wire.encode(wire.Hello(session=bytes(16)))
+    # Long before the time is over.
+    assert dict(line.courier.exchange({node: hello}, timeout_s=250)) == {node: Lost(Loss.GONE)}
+    assert cut == [True]
+    (again,) = line.wait_for(1)
+    assert again != node
+    line.finish()
 
 
 def test_nobody_speaks_for_another_node(line: Line) -> None:

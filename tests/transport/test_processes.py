@@ -279,4 +279,4 @@ def test_a_platform_with_another_key_than_the_rosters_is_refused(stage: Stage) -
     port = stage.port(coordinator)
     (stage.platforms / "A" / "identity.key").unlink()
     make_identity(stage.platforms / "A", SystemRandomness())
-    _refused(stage.platform("A", port), "another key for this platform")
+    _refused(stage.platform("A", port), "there with another key")
