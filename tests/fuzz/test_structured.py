@@ -31,7 +31,7 @@ from crossrec_model.wire import messages as wire
 from server.gate import CLOSED, FLEET, HEALTH, NOTICE
 
 same_each_time = settings(
-    max_examples=150,
+    max_examples=100,
     derandomize=True,
     database=None,
     deadline=None,
