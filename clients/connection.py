@@ -292,6 +292,25 @@ class Answer:
     error: CrossrecError | None = None
 
 
+class End:
+    """How far a platform is with its last answer: given, heard by the coordinator, its error if any."""
+
+    def __init__(self) -> None:
+        self.reached, self.heard = False, False
+        self.error: CrossrecError | None = None
+
+    def __call__(self, error: CrossrecError | None) -> None:
+        """The last answer is given."""
+        # Whoever has kept the final model only confirms it.
+        self.error = self.error if self.reached else error
+        self.reached = True
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to say."""
+        return self.heard or self.error is not None
+
+
 def answer(handle: Handler, payload: Payload) -> Answer:
     """Return a platform's answer to one frame; whatever goes wrong, only a code leaves it.
 

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from clients.connection import (
+    End,
     Endpoint,
     Handler,
     NotThereError,
@@ -130,16 +131,6 @@ def on_message(message: Message, context: Context) -> Message:
     return _reply(reply.payload, message)
 
 
-class _End:
-    """Whether the platform has given its last answer, and the error that ended it."""
-
-    def __init__(self) -> None:
-        self.reached, self.error = False, None  # type: bool, CrossrecError | None
-
-    def __call__(self, error: CrossrecError | None) -> None:
-        self.reached, self.error = True, error
-
-
 def serve(
     handle: Handler,
     *,
@@ -155,7 +146,8 @@ def serve(
     `passport` vouches for each session's key; a coordinator of ours lets nobody in without one.
 
     A coordinator that goes away is waited for again, `connect_timeout_s` seconds at a time;
-    `report` gets a line each time. Blocks; KeyboardInterrupt passes through after a goodbye.
+    `report` gets a line each time. That goes for its end, too: it waits for those who have not said that
+    they have kept the final model. Blocks; KeyboardInterrupt passes through after a goodbye.
 
     Raises:
         ConfigError: for an address or CA file that can't be used.
@@ -165,27 +157,42 @@ def serve(
     """
     quiet_libraries()
     endpoint = Endpoint(address=address, ca=ca, insecure=insecure)
-    end = _End()
+    end = End()
     application = client_app(handle, end)
-    while not end.reached:
-        wait_for_coordinator(endpoint, timeout_s=connect_timeout_s, report=report)
-        try:
-            if passport is not None and passport.notice is not None:
-                notice = fetch_notice(endpoint, passport.introduction())
-                if notice is not None:
-                    passport.notice(notice)
-            with _session(endpoint, report, passport) as session:
-                report(f"connected to the coordinator at {endpoint.address}")
-                session.work(application, end)
-        except (_LostError, NotThereError) as reason:
-            if not end.reached:
-                report(f"lost the coordinator at {endpoint.address} ({reason}); reconnecting")
-        except httpx.HTTPStatusError as error:
-            response = error.response
-            word = response.headers.get(REFUSED, str(response.status_code))
-            raise ConnectionRefusedByPeerError(refusal(endpoint.address, word)) from None
+    try:
+        while not end.over:
+            wait_for_coordinator(endpoint, timeout_s=connect_timeout_s, report=report)
+            _connect(endpoint, application, end, report, passport)
+    except CrossrecError:
+        if not end.reached:
+            raise
     if end.error is not None:
         raise end.error
+
+
+def _connect(
+    endpoint: Endpoint,
+    application: ClientApp,
+    end: End,
+    report: Report,
+    passport: Passport | None,
+) -> None:
+    """Answer until the end or until the connection is lost, which is reported."""
+    try:
+        if passport is not None and passport.notice is not None:
+            notice = fetch_notice(endpoint, passport.introduction())
+            if notice is not None:
+                passport.notice(notice)
+        with _session(endpoint, report, passport) as session:
+            report(f"connected to the coordinator at {endpoint.address}")
+            session.work(application, end)
+    except (_LostError, NotThereError) as reason:
+        if not end.over:
+            report(f"lost the coordinator at {endpoint.address} ({reason}); reconnecting")
+    except httpx.HTTPStatusError as error:
+        response = error.response
+        word = response.headers.get(REFUSED, str(response.status_code))
+        raise ConnectionRefusedByPeerError(refusal(endpoint.address, word)) from None
 
 
 def _is_refusal(error: httpx.HTTPStatusError) -> bool:
@@ -276,14 +283,15 @@ class _Session:
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
 
-    def work(self, application: ClientApp, end: _End) -> None:
+    def work(self, application: ClientApp, end: End) -> None:
         """Answer messages until the end is reached."""
         answered = time.monotonic()
-        while not end.reached:
+        while not end.over:
             asked = time.monotonic()
             try:
                 if self._answer_next(application):
                     answered = asked = time.monotonic()
+                    end.heard = end.reached
             except httpx.HTTPStatusError as error:
                 # Connecting anew tells whether it has restarted, or lets this platform in no more.
                 if error.response.status_code == httpx.codes.UNAUTHORIZED or _is_refusal(error):

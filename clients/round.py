@@ -137,7 +137,7 @@ class PlatformRound:
         """Accept a plan, at any time: a coordinator that restarts welcomes everybody again."""
         plan = Plan.from_json(message.plan)
         check_rounds(plan.federation)
-        earlier = self._going_on()
+        earlier = self._going_on(plan)
         self._guard.accept(plan, None if earlier is None else earlier.run)
         # Both of the roster that is pinned now: it may change before the next welcome.
         before, sealer, honest = self.state, self._sealer_for(plan), self._guard.honest(plan)
@@ -164,8 +164,10 @@ class PlatformRound:
             evaluation_metrics=metric_names(plan, Kind.EVALUATE),
         )
 
-    def _going_on(self) -> Received | None:
-        """What was received of a run that is not finished."""
+    def _going_on(self, plan: Plan) -> Received | None:
+        """What was received of a run that is not finished, or whose end was not confirmed."""
+        if isinstance(self.state, Finished):
+            return self.state.received if self.state.received.plan == plan else None
         known = self.state.received if isinstance(self.state, Member) else None
         known = known or self._earlier
         return None if known is None or known.finished else known

@@ -39,7 +39,7 @@ def read_plan(path: Path, signer: PublicIdentity) -> SignedPlan | None:
         return None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}; check who owns it") from None
-    except CrossrecError as error:
+    except (CrossrecError, RecursionError) as error:
         raise ConfigError(
             f"{path} can't be trusted ({error}); get it anew from the coordinator's operator"
         ) from None
@@ -64,7 +64,7 @@ def told_versions(notice: bytes | None) -> Versions:
     """What a coordinator's notice says of its roster and plan, if anything that can be trusted."""
     try:
         found = None if notice is None else Notice.from_json(notice)
-    except SecureSumError:
+    except (SecureSumError, RecursionError):
         found = None
     if found is None:
         return Versions()

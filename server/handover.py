@@ -110,7 +110,9 @@ def hand_out(
         time.sleep(LOOK_EVERY_S)
     if missing:
         names = ", ".join(sorted(missing))
-        note(f"without the final model: {names}; start again with --resume to hand it out")
+        note(
+            f"{names} did not say to have the final model; start again with --resume to hand it out"
+        )
 
 
 def _is_ack(answer: Payload) -> bool:

@@ -72,7 +72,11 @@ class TlsFiles:
     def check(self) -> None:
         """Raise ConfigError, naming the remedy, unless the files exist and belong together."""
         folder = self.ca.parent
-        remedy = f"make them with: python -m server certificates --out {folder} --host NAME"
+        # With the authority's key there, platforms need not notice.
+        command = f"certificates --out {folder} --host NAME"
+        if self.authority.exists():
+            command = f"renew --federation {folder}"
+        remedy = f"make them with: python -m server {command}"
         for path in (self.ca, self.certificate, self.key):
             if not path.is_file():
                 raise ConfigError(f"TLS file {path} is missing; {remedy}")

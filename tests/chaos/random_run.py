@@ -168,12 +168,12 @@ def _fault(
     stage: FederationStage, kind: str, small: str, chance: random.Random
 ) -> Callable[[], str]:
     moments = PRIVATE_MOMENTS if stage.cast.private else MOMENTS
-    moment, times = chance.choice(moments), chance.randint(1, 6)
+    moment, times = chance.choice(moments), chance.randint(1, 3)
     who = chance.choice(stage.cast.names)
     hold, delay = chance.choice((0.5, 3.0, 12.0)), chance.choice((0.0, chance.uniform(0, 0.8)))
 
     def work() -> str:
-        found = stage.said.find(moment, within_s=60, times=times)
+        found = stage.said.find(moment, within_s=40, times=times)
         time.sleep(delay)
         at = f"at {moment!r} #{times}" if found else "late"
         done = _apply(stage, kind, who, small, hold, chance)
@@ -222,5 +222,5 @@ def _apply(
         case "damage":
             return f"checkpoint damaged ({faults.damage_newest(stage, chance)})"
         case _:
-            faults.older_roster(stage, min(hold, 5.0))
+            faults.older_roster(stage)
             return "older roster"

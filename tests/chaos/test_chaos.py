@@ -76,22 +76,23 @@ def test_platforms_killed_and_stopped(stage_of: StageOf) -> None:
 
 @pytest.mark.slow
 def test_lines_cut_stalled_and_slowed(stage_of: StageOf) -> None:
-    stage = stage_of(Cast(rounds=8, seconds=0.3, deadline=4.0))
-    stage.proxy.rules["D"].trickle = 20
+    """Nobody has to be started again, and no answer is waited for that can't come."""
+    stage = stage_of(Cast(rounds=6, seconds=0.3, deadline=6.0))
+    stage.proxy.rules["D"].trickle = 40
     stage.start()
     mark = stage.expect(r"coordinator\|round 1/")
     stage.proxy.cut("A")
-    stage.proxy.rules["B"].delay_s = 0.1
-    mark = stage.expect(r"\|@ train", after=mark)
+    mark = stage.expect(r"coordinator\|round 2/", after=mark)
+    stage.proxy.rules["B"].delay_s = 0.05
     stage.proxy.rules["C"].stall = True
-    stage.expect(r"coordinator\|platform C was left out", after=mark)
+    mark = stage.expect(r"coordinator\|platform C was left out", after=mark)
     stage.proxy.rules["C"].heal()
     stage.proxy.cut("C")
     with faults.no_line(stage, "A"):
         stage.expect(r"A\|the coordinator does not answer", after=mark)
     stage.settle()
     check(stage)
-    assert all(len(role.runs) == 1 for role in stage.roles)
+    assert all(len(role.runs) == 1 for role in stage.platforms.values())
 
 
 @pytest.mark.slow
@@ -113,11 +114,10 @@ def test_a_full_disk_a_damaged_checkpoint_and_an_older_roster(stage_of: StageOf)
         )
     mark = stage.expect(r"coordinator\|round \d/", after=mark)
     assert "nothing" not in faults.damage_newest(stage, random.Random(1))
-    mark = stage.expect(r"coordinator\|coordinator on", after=mark)
-    faults.older_roster(stage, 3.0)
+    stage.expect(r"coordinator\|coordinator on", after=mark)
+    faults.older_roster(stage)
     stage.settle()
     check(stage)
-    assert "another roster" in stage.said.text() or "roster is not this" in stage.said.text()
 
 
 @pytest.mark.slow

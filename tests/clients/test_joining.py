@@ -11,7 +11,9 @@ import pytest
 
 from clients.joining import Pinned, accept_invitation, accept_notice, load_pinned, load_plan
 from clients.keys import load_roster, make_identity, put_identity_aside
-from clients.state import StateError
+from clients.participation import Settings
+from clients.standing import guard_on_disk, terms_on_disk
+from clients.state import PlatformFolder, StateError
 from clients.terms import asking, changes, explainer
 from crossrec_model.config import FederationConfig, Plan
 from crossrec_model.durable import write_durably
@@ -311,3 +313,51 @@ def test_a_roster_with_another_key_for_this_platform_is_refused_unasked(stage: S
         stage.take(stage.notice(version=2, names="BCD"))
     assert len(stage.asked) == asked
     assert load_roster(stage.folder) == stage.notice().roster
+
+
+def test_the_guard_follows_the_plan_on_disk_and_no_other(stage: Stage) -> None:
+    stage.invite(stage.notice())
+    settings = Settings(
+        platform="A", data="x", folder=PlatformFolder(stage.folder), no_privacy=True
+    )
+    with guard_on_disk(settings) as guard:
+        guard.accept(PLAN, None)
+        with pytest.raises(ConfigError, match="not the signed version 1"):
+            guard.accept(replace(PLAN, seed=5), None)
+        later = replace(PLAN, seed=5)
+        assert stage.take(stage.notice(plan=later, plan_version=2))
+        guard.accept(later, None)
+        with pytest.raises(ConfigError, match="not the signed version 2"):
+            guard.accept(PLAN, None)
+
+
+@pytest.mark.parametrize("refused", ["signer", "older", "other key"])
+def test_yes_accepts_no_other_signer_and_no_way_back(stage: Stage, refused: str) -> None:
+    stage.invite(stage.notice(version=2, plan_version=2))
+    before = {path.name: path.read_bytes() for path in stage.folder.iterdir()}
+    stranger = IdentityKey.generate(SystemRandomness())
+    notice = {
+        "signer": lambda: stage.notice(version=3, plan_version=3, signer=stranger),
+        "older": lambda: stage.notice(version=1, plan_version=3),
+        "other key": lambda: stage.notice(version=3, names="BCD"),
+    }[refused]()
+    settings = Settings(platform="A", data="x", folder=PlatformFolder(stage.folder), yes=True)
+    take = terms_on_disk(settings, asking(yes=True, note=lambda line: None))
+    with pytest.raises(RosterError):
+        take(notice.to_json())
+    after = {path.name: path.read_bytes() for path in stage.folder.iterdir()}
+    assert after == before
+
+
+def test_yes_accepts_no_plan_beyond_the_budget_and_none_without_privacy(stage: Stage) -> None:
+    stage.invite(stage.notice())
+    folder = PlatformFolder(stage.folder)
+    settings = Settings(platform="A", data="complete-journey", folder=folder, yes=True)
+    take = terms_on_disk(settings, asking(yes=True, note=lambda line: None))
+    dear = private_plan(PLAN, noise="local", epsilon=9.0, delta=1e-5, honest=2)
+    with guard_on_disk(settings) as guard:
+        with pytest.raises(ConfigError, match="no differential privacy"):
+            guard.accept(PLAN, None)
+        assert take(stage.notice(plan=dear, plan_version=2).to_json())
+        with pytest.raises(ConfigError, match="more than --epsilon = 8"):
+            guard.accept(dear, None)

@@ -129,6 +129,7 @@ def batches(data: TrainingData, plan: Plan, released: Statistics) -> PrivateBatc
 
 def member_of(dataset: Dataset, plan: Plan) -> Member:
     return Member(
+        honest=2,
         plan=plan,
         layout=Layout(plan.model),
         dataset=dataset,

@@ -220,6 +220,25 @@ def test_states_follow_each_other(datasets, plan) -> None:
         assert _failure(_ask(platform, late)) == wire.FailureCode.UNEXPECTED
 
 
+def test_a_finished_platform_confirms_again_what_it_has(datasets, plan) -> None:
+    """Its first confirmation was lost; nothing is to be paid for then."""
+    asked: list[bytes | None] = []
+
+    class Listening(OpenGuard):
+        def accept(self, plan: Plan, run: bytes | None) -> None:
+            asked.append(run)
+
+    platform = PlatformRound("A", lambda model: datasets["A"], PlainSealer, guard=Listening())
+    vector = initial_vector(plan)
+    finish = wire.Finish(run=RUN, round=4, parameters=vector)
+    other = replace(plan, seed=plan.seed + 1)
+    for offered in (plan, plan, other):
+        _ask(platform, wire.Welcome(plan=offered.to_json()))
+        assert _ask(platform, finish) == wire.Ack()
+    # As a part of its run only where the plan is that run's.
+    assert asked == [None, RUN, None]
+
+
 def test_a_platform_that_comes_late_takes_the_statistics_from_any_later_request(
     datasets, plan
 ) -> None:

@@ -55,7 +55,7 @@ def test_a_value_is_shown_shortly(value: object) -> None:
     assert len(errors.shown(value)) < 200
 
 
-def test_a_frame_whose_piece_is_missing_isrefused() -> None:
+def test_a_frame_whose_piece_is_missing_is_refused() -> None:
     assert "one is missing" in refused(WireError, lambda: assemble(3, ["a", "b"], [b"a"]))
 
 
@@ -69,7 +69,7 @@ def test_a_frame_whose_piece_is_missing_isrefused() -> None:
         f"Array  9\0{DEEP}".encode(),
     ],
 )
-def test_objects_that_are_no_message_arerefused(side: str, content: bytes) -> None:
+def test_objects_that_are_no_message_are_refused(side: str, content: bytes) -> None:
     records = importlib.import_module(side)
 
     def read() -> None:
@@ -92,7 +92,7 @@ def test_objects_that_are_no_message_arerefused(side: str, content: bytes) -> No
         json.dumps({"training": {"optimizer": "x" * 99_999}}),
     ],
 )
-def test_plans_that_are_no_plans_arerefused(plan: str) -> None:
+def test_plans_that_are_no_plans_are_refused(plan: str) -> None:
     refused(ConfigError, lambda: Plan.from_json(plan.encode()))
 
 
@@ -109,7 +109,7 @@ def test_plans_that_are_no_plans_arerefused(plan: str) -> None:
         f'[coordinator]\nname = "a"\nhost = "b"\n[privacy]\nepsilon = {HEX}',
     ],
 )
-def test_toml_that_is_too_deep_or_long_isrefused(tmp_path: Path, text: str) -> None:
+def test_toml_that_is_too_deep_or_long_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text(text, encoding="utf-8")
     refused(ConfigError, lambda: Plan.from_toml(path))
@@ -125,7 +125,7 @@ def test_toml_that_is_too_deep_or_long_isrefused(tmp_path: Path, text: str) -> N
         {"epsilon": float("inf")},
     ],
 )
-def test_settings_that_no_file_or_roster_can_carry_arerefused(change: dict[str, Any]) -> None:
+def test_settings_that_no_file_or_roster_can_carry_are_refused(change: dict[str, Any]) -> None:
     refused(ConfigError, lambda: Settings(**{"name": "demo", "host": "localhost", **change}))
 
 
@@ -140,7 +140,7 @@ def _signed_plan(change: dict[str, Any]) -> bytes:
 
 
 @each("text", ["\ud800", "ü", "\U0001f600"])
-def test_signed_documents_whose_inner_text_is_not_ascii_arerefused(text: str) -> None:
+def test_signed_documents_whose_inner_text_is_not_ascii_are_refused(text: str) -> None:
     refused(RosterError, lambda: SignedPlan.from_json(_signed_plan({"plan": text})))
     for key in ("plan", "roster"):
         notice = json.dumps(json.loads(targets_keys.notice().to_json()) | {key: text}).encode()
@@ -150,18 +150,18 @@ def test_signed_documents_whose_inner_text_is_not_ascii_arerefused(text: str) ->
 
 
 @each("name", ["\x1b[2J", "\ud800", "", "é" * 5000])
-def test_a_plan_of_a_federation_with_no_possible_name_isrefused(name: str) -> None:
+def test_a_plan_of_a_federation_with_no_possible_name_is_refused(name: str) -> None:
     refused(RosterError, lambda: SignedPlan.from_json(_signed_plan({"federation": name})))
 
 
 @each("platform", ["\ud800", "", "\x1b[2J", "é"])
-def test_a_pass_of_no_possible_platform_isrefused(platform: str) -> None:
+def test_a_pass_of_no_possible_platform_is_refused(platform: str) -> None:
     document = targets_keys._made_pass()._document() | {"platform": platform}
     raw = targets_keys.written(targets_keys._sealed_pass(document)) or b""
     refused(RosterError, lambda: NodePass.from_header(base64.b64encode(raw).decode()))
 
 
-def test_a_pass_in_another_base64_of_the_same_bytes_isrefused() -> None:
+def test_a_pass_in_another_base64_of_the_same_bytes_is_refused() -> None:
     made = targets_keys._made_pass()
     headers = (replace(made, platform="A" * count).to_header() for count in (1, 2, 3))
     text = next(header for header in headers if header.endswith("=="))
@@ -214,11 +214,11 @@ def test_an_invitation_that_can_not_be_kept_is_refused_before_it_is_accepted(
         *("a:65536", f"{'a.' * 200}:1", f"{'ü' * 100_000}:1", "\ud800:1", "a\u202e:1"),
     ],
 )
-def test_addresses_that_no_resolver_may_get_arerefused(address: str) -> None:
+def test_addresses_that_no_resolver_may_get_are_refused(address: str) -> None:
     refused(ConfigError, lambda: Endpoint(address=address, insecure=True))
 
 
-def test_a_request_of_a_length_of_thousands_of_digits_isrefused() -> None:
+def test_a_request_of_a_length_of_thousands_of_digits_is_refused() -> None:
     headers = [(b"content-length", LONG.encode())]
     scope = {"type": "http", "path": "/health", "headers": headers, "client": None}
     gate = Gate(targets_http._inner)
@@ -229,7 +229,7 @@ def test_a_request_of_a_length_of_thousands_of_digits_isrefused() -> None:
     "change",
     [{"value": 10**400}, {"value": float("nan")}, {"command": "\ud800"}, {"figure": [[[]]] * 999}],
 )
-def test_figures_that_can_not_be_written_arerefused(change: dict[str, Any]) -> None:
+def test_figures_that_can_not_be_written_are_refused(change: dict[str, Any]) -> None:
     whole = {"figure": "a.b", "value": 1.0, "goal": ">=1", "command": "python x.py"}
     refused(ConfigError, lambda: Figure(**(whole | change)))
 

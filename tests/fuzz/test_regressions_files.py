@@ -162,13 +162,13 @@ def test_a_database_with_values_of_other_types_is_damaged(tmp_path: Path) -> Non
             refused(FederationError, work)
 
 
-def test_a_database_that_is_no_database_isrefused(tmp_path: Path) -> None:
+def test_a_database_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "coordinator.db"
     path.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 40)
     refused(FederationError, lambda: Database.open(f"sqlite:///{path}"))
 
 
-def test_certificates_that_are_none_arerefused(tmp_path: Path) -> None:
+def test_certificates_that_are_none_are_refused(tmp_path: Path) -> None:
     make_certificates(tmp_path, [], keep_authority=True)
     files = TlsFiles.in_folder(tmp_path)
     files.certificate.write_bytes(b"no certificate")
@@ -220,7 +220,7 @@ def test_a_line_that_is_too_deep_is_one_bad_line(tmp_path: Path) -> None:
     assert read["user_id"].to_list() == ["u0", None, "u2"]
 
 
-def test_a_parquet_file_that_ends_its_reader_isrefused(tmp_path: Path) -> None:
+def test_a_parquet_file_that_ends_its_reader_is_refused(tmp_path: Path) -> None:
     raw = zlib.decompress(base64.b85decode(PARQUET))
     for name in ("users", "interactions"):
         (tmp_path / f"{name}.parquet").write_bytes(raw)
@@ -258,7 +258,7 @@ def test_a_prepared_table_that_was_changed_is_told(tmp_path: Path) -> None:
     assert "checksum" in refused(DataError, lambda: open_prepared(tmp_path))
 
 
-def test_an_sqlite_file_with_a_column_name_that_is_no_text_isrefused(tmp_path: Path) -> None:
+def test_an_sqlite_file_with_a_column_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     raw = targets_data._sqlite().replace(b"event", b"\xf6vent")
     check = targets_data._database(tmp_path)
     with pytest.raises(DataError):
@@ -266,7 +266,7 @@ def test_an_sqlite_file_with_a_column_name_that_is_no_text_isrefused(tmp_path: P
 
 
 @each("setting", ["name", "interactions.files", "catalogue.quote"])
-def test_a_description_with_huge_numbers_isrefused(tmp_path: Path, setting: str) -> None:
+def test_a_description_with_huge_numbers_is_refused(tmp_path: Path, setting: str) -> None:
     section, _, key = setting.rpartition(".")
     text = f"[{section}]\n{key} = {HEX}\n" if section else f"{key} = {HEX}\n"
     (tmp_path / "crossrec.toml").write_text(text, encoding="utf-8")

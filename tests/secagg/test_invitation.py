@@ -10,9 +10,11 @@ import pytest
 
 from crossrec_model.config import FederationConfig, Plan
 from crossrec_model.randomness import SystemRandomness
+from crossrec_model.secagg import invitation, node_pass
 from crossrec_model.secagg.errors import RosterError, SecureSumError, SignatureError
-from crossrec_model.secagg.identity import IdentityKey, Member, canonical
+from crossrec_model.secagg.identity import CARD, IdentityKey, Member, canonical
 from crossrec_model.secagg.invitation import Invitation, Notice, SignedPlan
+from crossrec_model.secagg.roster import ROSTER as ROSTER_PURPOSE
 from crossrec_model.secagg.roster import Roster, SignedRoster, sign
 
 KEYS = {name: IdentityKey.generate(SystemRandomness()) for name in "ABC"}
@@ -138,3 +140,17 @@ def test_text_that_no_file_can_hold_is_refused_by_name(field: str) -> None:
         notice = json.loads(NOTICE.to_json()) | {part: "\ud800"}
         with pytest.raises(SecureSumError):
             Notice.from_json(canonical(notice))
+
+
+def test_no_signature_counts_for_two_purposes() -> None:
+    purposes = (
+        *(CARD, ROSTER_PURPOSE, "keys"),
+        *(invitation._PLAN, invitation._INVITATION, node_pass._PURPOSE),
+    )
+    assert len(set(purposes)) == len(purposes)
+    message = bytes(32)
+    for purpose in purposes:
+        signature = SIGNER.sign(purpose, message)
+        for other in set(purposes) - {purpose}:
+            with pytest.raises(SignatureError):
+                SIGNER.public.verify(other, message, signature)

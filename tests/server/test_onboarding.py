@@ -286,9 +286,13 @@ def test_who_is_expelled_while_the_coordinator_runs_is_out_at_once(operator: Ope
     )
     setup = federation_setup(options)
     assert setup.current_roster().platforms == ("A", "B", "C", "D")
+    older = (operator.path / "roster.json").read_bytes()
     operator.run("expel", "--federation", operator.path, "B")
     assert setup.current_roster().platforms == ("A", "C", "D")
     # The sums of this start go on over the roster that they began with.
     assert setup.roster.platforms == ("A", "B", "C", "D")
     (operator.path / "roster.json").write_bytes(b"damaged")
+    assert setup.current_roster().platforms == ("A", "C", "D")
+    # Nor does an older one let B in again, whoever put it back.
+    (operator.path / "roster.json").write_bytes(older)
     assert setup.current_roster().platforms == ("A", "C", "D")

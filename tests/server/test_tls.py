@@ -11,7 +11,7 @@ from cryptography import x509
 
 from crossrec_model.errors import ConfigError
 from server import tls as tls_module
-from server.tls import TlsFiles, make_certificates
+from server.tls import TlsFiles, make_certificates, renew_certificate
 
 
 def test_names_mode_and_signature(tmp_path: Path) -> None:
@@ -66,3 +66,13 @@ def test_a_bad_host_or_folder_is_one_clear_line(tmp_path: Path) -> None:
     occupied.write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="can't write TLS files"):
         make_certificates(occupied / "tls", [])
+
+
+def test_where_the_authority_was_kept_the_remedy_is_to_renew(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, [], keep_authority=True)
+    # As after a stop between the two files of a renewal.
+    files.key.write_bytes(make_certificates(tmp_path / "other", []).key.read_bytes())
+    with pytest.raises(ConfigError, match=f"python -m server renew --federation {tmp_path}"):
+        files.check()
+    renew_certificate(tmp_path, [])
+    files.check()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import pytest
@@ -17,10 +18,14 @@ from clients.connection import Endpoint, NotThereError, probe
 from clients.flower import (
     FleetHttpClient,
     NodeAuthHttpInterceptor,
+    _Session,
     fleet,
     generate_key_pairs,
     public_key_to_bytes,
+    serve,
 )
+from clients.passport import Passport
+from crossrec_model.errors import ConnectionRefusedByPeerError
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import IdentityKey, Member
 from crossrec_model.secagg.node_pass import HEADER, NodePass, federation_of
@@ -42,6 +47,9 @@ ROSTER = Roster(
 )
 
 
+ALWAYS = (("host", "x"), ("connection", "close"))
+
+
 @dataclass
 class Door:
     """A coordinator's port, and what was written down of refusals."""
@@ -51,6 +59,7 @@ class Door:
     port: int
     tls: TlsFiles
     audited: list[tuple[str, str, str]] = field(default_factory=list)
+    rosters: list[Roster] = field(default_factory=list)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -63,7 +72,7 @@ class Door:
             yield line
 
     def ask(self, *headers: tuple[str, str], path: str = "/federation") -> bytes:
-        head = "".join(f"{name}: {value}\r\n" for name, value in (("host", "x"), *headers))
+        head = "".join(f"{name}: {value}\r\n" for name, value in (*ALWAYS, *headers))
         with self.line() as line:
             line.sendall(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1"))
             return _all_of(line)
@@ -74,8 +83,8 @@ def _all_of(line: ssl.SSLSocket) -> bytes:
     try:
         while piece := line.recv(65536):
             found += piece
-            if found.startswith(b"HTTP/1.1 200") and b"north" in found:
-                break
+    except TimeoutError:
+        raise  # it was not let go
     except OSError:
         pass
     return found
@@ -84,10 +93,11 @@ def _all_of(line: ssl.SSLSocket) -> bytes:
 @pytest.fixture
 def door(tls_files: TlsFiles) -> Iterator[Door]:
     audited: list[tuple[str, str, str]] = []
-    keeper = Doorkeeper(lambda: ROSTER, audit=lambda *entry: audited.append(entry))
+    rosters = [ROSTER]
+    keeper = Doorkeeper(lambda: rosters[-1], audit=lambda *entry: audited.append(entry))
     link = Link(keeper, lambda: b"north")
     with bind("127.0.0.1", 0) as listener, serving(link.application, listener, tls_files):
-        yield Door(link, keeper, listener.getsockname()[1], tls_files, audited)
+        yield Door(link, keeper, listener.getsockname()[1], tls_files, audited, rosters)
 
 
 def _shown(platform: str, node: bytes) -> tuple[tuple[str, str], ...]:
@@ -139,9 +149,9 @@ def test_a_node_whose_pass_was_forgotten_is_nobodys(door: Door) -> None:
     assert door.link._owner(node) == "B"
     for number in range(SESSIONS):
         assert b" 200 " in door.ask(*_shown("B", bytes([number]) * 32))
-    # Not None: that would mean that nobody knows, and any id would do.
-    assert door.link._owner(node) == ""
-    assert door.link._owner(NodeId(1)) == ""
+    with door.link.courier() as courier:
+        # Not None: that would mean that nobody knows, and any id would do.
+        assert [courier.owner(node), courier.owner(NodeId(1))] == ["", ""]
 
 
 def test_the_notice_is_for_members_alone(door: Door) -> None:
@@ -189,3 +199,54 @@ def test_who_sends_no_request_is_let_go(door: Door, monkeypatch: pytest.MonkeyPa
         assert line.recv(100).startswith(b"HTTP/1.1 200")
         line.sendall(b"GET /health HTTP/1.1\r\nx: ")
         assert b"HTTP" not in _all_of(line)
+
+
+def test_who_is_expelled_in_a_session_is_told_so(door: Door) -> None:
+    said: list[BaseException] = []
+    passport = Passport(
+        platform="C", identity=KEYS["C"], roster=lambda: ROSTER, notice=lambda notice: None
+    )
+
+    def take_part() -> None:
+        try:
+            serve(
+                lambda frame: (bytes(frame),),
+                address=door.endpoint.address,
+                ca=door.tls.ca,
+                report=lambda line: None,
+                passport=passport,
+            )
+        except ConnectionRefusedByPeerError as error:
+            said.append(error)
+
+    with door.link.courier() as courier:
+        thread = threading.Thread(target=take_part, daemon=True)
+        thread.start()
+        end = time.monotonic() + 20
+        while not courier.nodes():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        members = (*ROSTER.members[:2], Member("D", SIGNER.public))
+        door.rosters.append(replace(ROSTER, version=2, members=members))
+        thread.join(20)
+    assert not thread.is_alive()
+    assert "not, or no longer, on its roster" in str(said[0])
+
+
+def test_a_session_that_is_slowed_down_is_tried_again(door: Door) -> None:
+    now = time.time()
+    door.keeper._clock = lambda: now
+    for _ in range(int(BURST) + 1):
+        door.keeper.strangers_turn("127.0.0.1")
+    client = FleetHttpClient.from_server_address(
+        door.endpoint.address, False, door.tls.ca.read_bytes(), interceptors=[]
+    )
+    reported: list[str] = []
+
+    def report(line: str) -> None:
+        reported.append(line)
+        door.keeper._buckets.clear()
+
+    with client, pytest.raises(httpx.HTTPStatusError, match="401"):
+        _Session(client, b"", report)
+    assert reported == ["the coordinator does not answer (it answered 429); trying again"]

@@ -22,7 +22,6 @@ from open_line import FINISH, Line, open_line, raw_node
 from clients import flower as platform_side
 from clients.connection import Endpoint, Handler
 from clients.flower import (
-    FleetHttpClient,
     fleet,
     get_object_tree,
     serve,
@@ -195,31 +194,6 @@ def test_a_platform_that_is_expelled_while_it_waits_ends_with_the_reason(
             assert not thread.is_alive()
     assert len(ended) == 1
     assert "not, or no longer, on its roster" in ended[0]
-
-
-def test_a_question_that_was_lost_on_the_way_costs_no_deadline(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection is cut when the coordinator has answered and the platform has not heard it."""
-    pull, cut = FleetHttpClient.PullMessages, [False]
-
-    def pulling(client: FleetHttpClient, request: fleet.PullMessagesRequest) -> object:
-        response = pull(client, request)
-        if response.messages_list and not cut[0]:
-            cut[0] = True
-            raise httpx.ReadError("connection reset")
-        return response
-
-    monkeypatch.setattr(FleetHttpClient, "PullMessages", pulling)
-    line.join(make_handler("A", 8))
-    (node,) = line.wait_for(1)
-    hello = wire.encode(wire.Hello(session=bytes(16)))
-    # Long before the time is over.
-    assert dict(line.courier.exchange({node: hello}, timeout_s=250)) == {node: Lost(Loss.GONE)}
-    assert cut == [True]
-    (again,) = line.wait_for(1)
-    assert again != node
-    line.finish()
 
 
 def test_nobody_speaks_for_another_node(line: Line) -> None:
