@@ -57,7 +57,7 @@ class Handover:
             document = json.loads(path.read_bytes())
             platforms = frozenset(str(platform) for platform in document["platforms"])
             return platforms if document["run"] == self._run else frozenset()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FederationError(
                 f"{path} is damaged ({error}); remove it, then the final model is handed out again"
             ) from None

@@ -141,7 +141,7 @@ def _payload(content: bytes, fetch: Fetch) -> memoryview:
         facts = json.loads(get_object_body(content, Array))
         (size,), places, stype = facts["shape"], facts["arraychunk_ids"], facts["stype"]
         order = [names[place] for place in places]
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         raise WireError("array is described in a way that is not known") from None
     if type(size) is not int or stype != _STYPE:
         raise WireError(f"array of kind {stype!r} came; {_STYPE!r} is needed")

@@ -87,14 +87,20 @@ def all_targets() -> tuple[Target, ...]:
     """Every target, the dear ones last."""
     import targets_coordinator
     import targets_data
+    import targets_database
+    import targets_http
     import targets_keys
+    import targets_plans
     import targets_platform
+    import targets_settings
+    import targets_state
     import targets_sums
     import targets_wire
 
     modules = (
         *(targets_wire, targets_keys, targets_sums),
-        *(targets_platform, targets_coordinator, targets_data),
+        *(targets_plans, targets_platform, targets_state, targets_coordinator, targets_database),
+        *(targets_settings, targets_http, targets_data),
     )
     found = [target for module in modules for target in module.TARGETS]
     return tuple(sorted(found, key=lambda target: -target.cost.value))

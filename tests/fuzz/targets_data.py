@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -92,6 +92,11 @@ def _prepared(source: str, into: Path) -> PreparedData:
     return prepare(open_source(source, "A"), into=into, now=_NOW, max_bad=1.0, min_users=1)
 
 
+def _load(prepared: PreparedData) -> None:
+    weeks = {"validation_weeks": 3.0, "test_weeks": 1.0}
+    load_dataset(prepared, SMALL.model, device=torch.device("cpu"), min_users=0, **weeks)
+
+
 def _cleaned(scratch: Path, source: str) -> None:
     """Prepare, and open again what was prepared."""
     into = scratch / "prepared"
@@ -100,14 +105,7 @@ def _cleaned(scratch: Path, source: str) -> None:
     same(bool(prepared.summary.lines()), True, "summary")
     again = open_prepared(into)
     same(again.summary.to_json(), prepared.summary.to_json(), "summary")
-    load_dataset(
-        again,
-        SMALL.model,
-        device=torch.device("cpu"),
-        validation_weeks=3.0,
-        test_weeks=1.0,
-        min_users=0,
-    )
+    _load(again)
 
 
 def _frames() -> dict[str, pl.DataFrame]:
@@ -251,14 +249,7 @@ def _damaged(scratch: Path) -> Check:
             (scratch / name).write_bytes(data[1:] if name == chosen else content)
         prepared = open_prepared(scratch)
         prepared.users()
-        load_dataset(
-            prepared,
-            SMALL.model,
-            device=torch.device("cpu"),
-            validation_weeks=3.0,
-            test_weeks=1.0,
-            min_users=0,
-        )
+        _load(prepared)
 
     return check
 
@@ -281,7 +272,7 @@ def _summary(data: bytes) -> None:
 
 
 def _bomb() -> bytes:
-    """A Parquet file whose footer says that it is 2 GiB long, then one of 2^60 rows."""
+    """A Parquet file whose footer says that it is 2 GiB long."""
     return b"PAR1" + bytes(40) + (0x7FFFFFFF).to_bytes(4, "little") + b"PAR1"
 
 
@@ -351,4 +342,3 @@ TARGETS: Final = (
         changes=OF_JSON,
     ),
 )
-__all__ = ["TARGETS", "timedelta"]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from targets import Check, Cost, Target, same
+from targets import OF_BYTES, Check, Cost, Target, same
 from targets_keys import key
-from targets_wire import join, split
+from targets_wire import in_part, join, split
 
 from crossrec_model.errors import WireError
 from crossrec_model.secagg import messages as frames
@@ -241,6 +241,11 @@ TARGETS: Final = (
         check=_coordinator,
         cost=Cost.MEDIUM,
     ),
-    Target(name="secagg.shares", seeds=_share_seeds, check=lambda _: _shares),
+    Target(
+        name="secagg.shares",
+        seeds=_share_seeds,
+        check=lambda _: _shares,
+        changes=(*OF_BYTES, in_part, in_part),
+    ),
     Target(name="secagg.grid", seeds=_grid_seeds, check=lambda _: _grid),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import random
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
-from targets import Check, Cost, Target, same
+from targets import OF_BYTES, OF_TEXT, Check, Cost, Target, same
 
 from crossrec_model.config import Plan
 from crossrec_model.errors import WireError
@@ -130,6 +131,16 @@ def join(parts: Iterable[bytes]) -> bytes:
     return b"".join(len(part).to_bytes(2, "little") + part for part in parts)
 
 
+def in_part(data: bytes, rng: random.Random) -> bytes:
+    """Change one part of several, and keep the lengths of all right."""
+    parts = split(data)
+    if not parts:
+        return data
+    at = rng.randrange(len(parts))
+    parts[at] = rng.choice(OF_BYTES + OF_TEXT)(parts[at], rng)[:65_535]
+    return join(parts)
+
+
 def _pieced(size: int, order: bytes, *pieces: bytes) -> bytes:
     return join([size.to_bytes(8, "little"), order, *pieces])
 
@@ -232,6 +243,7 @@ TARGETS: Final = (
             _pieced(0, b""),
         ],
         check=lambda _: _assembled,
+        changes=(*OF_BYTES, *(in_part,) * len(OF_BYTES)),
         bombs=lambda: [
             _pieced(1 << 60, b"\0", b"abc"),
             _pieced(1 << 29, b"\0", b"abc"),
@@ -250,6 +262,7 @@ TARGETS: Final = (
             name=f"{module}",
             seeds=partial(_record_seeds, module),
             check=partial(_record, module),
+            changes=(*OF_BYTES, *(in_part,) * 2 * len(OF_BYTES)),
             cost=Cost.CHEAP,
         )
         for module in ("server.records", "clients.records")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
-import targets_coordinator
+import targets_http
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from targets import judge
@@ -31,7 +31,7 @@ from crossrec_model.wire import messages as wire
 from server.gate import CLOSED, FLEET, HEALTH, NOTICE
 
 same_each_time = settings(
-    max_examples=150,
+    max_examples=100,
     derandomize=True,
     database=None,
     deadline=None,
@@ -252,13 +252,11 @@ SCOPES = st.fixed_dictionaries(
 @same_each_time
 @given(scope=SCOPES, bodies=st.lists(st.binary(max_size=20), max_size=4))
 def test_every_request_is_answered_once(scope: dict[str, Any], bodies: list[bytes]) -> None:
-    gate = targets_coordinator.Gate(
-        targets_coordinator._inner,
-        targets_coordinator.Doorkeeper(
-            lambda: targets_coordinator.signed_roster().roster, clock=lambda: 0.0
-        ),
+    gate = targets_http.Gate(
+        targets_http._inner,
+        targets_http.Doorkeeper(lambda: targets_http.signed_roster().roster, clock=lambda: 0.0),
     )
-    assert asyncio.run(targets_coordinator._asked(gate, scope, bodies)) >= 200
+    assert asyncio.run(targets_http._asked(gate, scope, bodies)) >= 200
 
 
 @same_each_time
