@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -145,7 +145,9 @@ def renew_certificate(folder: Path, hosts: Sequence[str]) -> TlsFiles:
         ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
         ca_key = serialization.load_pem_private_key(files.authority.read_bytes(), password=None)
         ca_public, subject = ca.public_key(), ca.subject
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+    except (
+        *(OSError, ValueError, TypeError, UnsupportedAlgorithm, InternalError, x509.InvalidVersion),
+    ) as error:
         raise ConfigError(
             f"the authority in {folder} can't be used ({type(error).__name__}); restore ca.key and "
             "ca.pem from a backup"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -94,7 +94,7 @@ def _belongs(
     except OSError as error:
         yield fail(CERTIFICATES, f"{path} can't be read: {error.strerror}", "check who owns it")
         return
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError):
         # OpenSSL's words would not help, and must never quote the key.
         found = f"{path.name} holds no unencrypted private key in PEM"
         yield fail(CERTIFICATES, found, f"restore it, or {_RENEW}")

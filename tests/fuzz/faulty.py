@@ -23,6 +23,7 @@ def _take(mebibytes: int) -> None:
 FAULTS: dict[str, Callable[[], object]] = {
     "exception": lambda: {}["nothing"],
     "hang": lambda: time.sleep(60),
+    "loop": lambda: sum(1 for _ in iter(int, 1)),
     "death": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "memory": lambda: _take(100),
     "huge": lambda: bytearray(1 << 45),

@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Final
 
-from watchdog import LIMIT_S
+from watchdog import WAIT_S
 
 #: Longest input in bytes, and the largest memory of the process in MiB.
 _LONGEST: Final = 1 << 16
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     warnings.simplefilter("error")
     options = [
         f"-runs={runs}",
-        f"-timeout={LIMIT_S:.0f}",
+        f"-timeout={WAIT_S:.0f}",
         f"-max_len={_LONGEST}",
         "-len_control=0",
         "-seed=1",

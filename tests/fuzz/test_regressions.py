@@ -26,7 +26,8 @@ from crossrec_model.errors import ConfigError, DataError, WireError
 from crossrec_model.evaluation.figures import Figure
 from crossrec_model.privacy import pricing
 from crossrec_model.privacy.events import GaussianRelease, SampledGaussian
-from crossrec_model.secagg.errors import RosterError
+from crossrec_model.secagg.errors import IdentityError, RosterError
+from crossrec_model.secagg.identity import IdentityKey
 from crossrec_model.secagg.invitation import Invitation, Notice, SignedPlan
 from crossrec_model.secagg.node_pass import NodePass
 from crossrec_model.wire.pieces import assemble
@@ -241,3 +242,11 @@ def test_a_plan_of_very_many_steps_is_priced_at_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pricing, "_loss_epsilon", never)
     events = (SampledGaussian(multiplier=1e6, rate=0.5, steps=10**7), GaussianRelease(multiplier=9))
     assert 0 < pricing.epsilon(events, 1e-5) < 10
+
+
+def test_a_key_file_that_openssl_stumbles_over_is_refused() -> None:
+    pem = b"-----BEGIN PRIVATE KEY-----\n%s\n-----END PRIVATE KEY-----\n" % (
+        # One bit of the algorithm's name is another: an error that OpenSSL gives no reason for.
+        b"MC4CAQAwBQYDK2VvBCIEIAf7FJWZYSikZf0hWilR04w0p9ZgWdGjvmNaTXQMgAWS"
+    )
+    assert "no unencrypted private key" in refused(IdentityError, lambda: IdentityKey.from_pem(pem))

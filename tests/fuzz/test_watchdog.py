@@ -55,6 +55,7 @@ def _run_faulty(monkeypatch: pytest.MonkeyPatch, kind: str, folder: Path) -> wor
     """Let a worker meet one bad input, the third of a job, and go on behind it."""
     monkeypatch.setattr(watchdog, "_WORKER", FAULTY)
     monkeypatch.setattr(watchdog, "LIMIT_S", 1.0)
+    monkeypatch.setattr(watchdog, "WAIT_S", 5.0)
     outcomes = watchdog.run([{"target": kind, "seed": "s", "count": 5}], folder, processes=1)
     assert sum(outcome.inputs for outcome in outcomes) == 5
     defects = [defect for outcome in outcomes for defect in outcome.defects]
@@ -68,6 +69,7 @@ def _run_faulty(monkeypatch: pytest.MonkeyPatch, kind: str, folder: Path) -> wor
     [
         ("exception", "KeyError"),
         ("hang", "hang"),
+        ("loop", "hang"),
         ("death", "ended by signal"),
         ("memory", "MemoryTakenError"),
         ("huge", "MemoryError"),

@@ -1,7 +1,7 @@
 """Starts workers, and turns a hang, a dead process or an exception into a saved input.
 
-An input hangs if it takes more than `LIMIT_S` seconds, twice: on a busy machine a process may be stopped
-for so long, so it is tried once more by itself.
+An input hangs if it takes more than `LIMIT_S` seconds of the processor, or `WAIT_S` seconds on the clock,
+twice: a busy machine may stop a process for long, so it is tried once more by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from board import TRYING, Board, Place
 from worker import Defect, Outcome, save
 
 LIMIT_S: Final = 5.0
+WAIT_S: Final = 60.0
 #: Imports and seeds take no longer than this, on a busy machine too.
 _PREPARING_S: Final = 300.0
 _LOOK_EVERY_S: Final = 0.1
@@ -122,16 +123,27 @@ def _worker(jobs: Sequence[Job], folder: Path) -> Ended:
 
 def _watched(process: subprocess.Popen[bytes], board: Board) -> str:
     """Return "" once the process ended well, else why it did not."""
-    seen, since = board.read(), time.monotonic()
+    seen, since, used = board.read(), time.monotonic(), _processor_s(process.pid)
     while process.poll() is None:
         time.sleep(_LOOK_EVERY_S)
         now = board.read()
         if now.ticks != seen.ticks:
-            seen, since = now, time.monotonic()
-        limit = LIMIT_S if seen.state == TRYING else _PREPARING_S
-        if time.monotonic() - since > limit:
+            seen, since, used = now, time.monotonic(), _processor_s(process.pid)
+        trying = seen.state == TRYING
+        if time.monotonic() - since > (WAIT_S if trying else _PREPARING_S):
+            return "hang"
+        if trying and _processor_s(process.pid) - used > LIMIT_S:
             return "hang"
     return "" if process.returncode == 0 else f"ended by signal or exit {process.returncode}"
+
+
+def _processor_s(pid: int) -> float:
+    """Seconds of the processor that a process and its ended children have used; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
 def _outcome(line: str) -> Outcome:
