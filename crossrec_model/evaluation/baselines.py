@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.linalg import lapack
 
+from crossrec_model.closed_form import blocks, gram_of, item_weights
 from crossrec_model.errors import ConfigError, DataError
 from crossrec_model.evaluation.metrics import binary
 from crossrec_model.evaluation.results import MeasureConfig, View, measure
@@ -96,13 +96,13 @@ class ItemKnn:
         root = np.sqrt(np.asarray(rows.sum(axis=0), dtype=np.float32))  # [items]
         if self.neighbours is None or self.neighbours >= items:
             dense = np.empty((items, items), dtype=np.float32)
-            for part in _blocks(items):
+            for part in blocks(items):
                 dense[:, part] = self._similar(rows, root, part)
             return _LinearScorer(weights=dense)
-        blocks = [
-            _nearest(self._similar(rows, root, part), self.neighbours) for part in _blocks(items)
+        kept = [
+            _nearest(self._similar(rows, root, part), self.neighbours) for part in blocks(items)
         ]
-        return _LinearScorer(weights=sparse.hstack(blocks, format="csr"))
+        return _LinearScorer(weights=sparse.hstack(kept, format="csr"))
 
     def _similar(self, rows: Any, root: Scores, part: slice) -> Scores:
         """Similarity of every item (row) to the items of `part`: `[items, block]`."""
@@ -133,9 +133,7 @@ class Ease:
         """Solve for the item-item weights."""
         kind = np.float64 if self.double else np.float32
         rows = binary(_checked(history)).astype(kind)
-        weights = _inverse(_gram(rows, self.l2), self.l2)  # P, [items, items]
-        weights /= -np.diag(weights).copy()[None, :]
-        np.fill_diagonal(weights, 0)
+        weights = item_weights(gram_of(rows), self.l2)
         return _LinearScorer(weights=weights.astype(np.float32, copy=False))
 
 
@@ -221,10 +219,6 @@ def _checked(history: Any, items: int | None = None) -> Any:
     return rows
 
 
-def _blocks(items: int, size: int = 1024) -> list[slice]:
-    return [slice(start, min(start + size, items)) for start in range(0, items, size)]
-
-
 def _nearest(similar: Scores, neighbours: int) -> Any:
     """Sparse `[items, block]` with the largest `neighbours` entries of each column."""
     if neighbours < len(similar):
@@ -232,33 +226,3 @@ def _nearest(similar: Scores, neighbours: int) -> Any:
         order = np.argsort(-similar, axis=0, kind="stable")[neighbours:]
         np.put_along_axis(similar, order, 0, axis=0)
     return sparse.csc_array(similar)
-
-
-def _gram(rows: Any, l2: float) -> NDArray[Any]:
-    """XᵀX + λI, dense `[items, items]`, made in blocks so that no large sparse product exists."""
-    items = rows.shape[1]
-    gram = np.empty((items, items), dtype=rows.dtype)
-    for part in _blocks(items):
-        gram[part] = (rows[:, part].T @ rows).toarray()
-    gram[np.diag_indices(items)] += l2
-    return gram
-
-
-def _inverse(gram: NDArray[Any], l2: float) -> NDArray[Any]:
-    """Inverse of a symmetric positive definite matrix, overwriting it."""
-    single = gram.dtype == np.float32
-    factorise, invert = (lapack.spotrf, lapack.spotri) if single else (lapack.dpotrf, lapack.dpotri)
-    # The transpose of a symmetric C-ordered array is the same matrix in LAPACK's order: no copy.
-    factor, failed = factorise(gram.T, lower=1, overwrite_a=1, clean=0)
-    if not failed:
-        half, failed = invert(factor, lower=1, overwrite_c=1)
-    if failed:
-        raise DataError(
-            f"EASE can't be solved with l2 = {l2} in {gram.dtype}; raise l2 or set double=True"
-        )
-    for part in _blocks(len(half)):  # mirror the lower triangle, block by block
-        half[part.start : part.stop, part.stop :] = half[part.stop :, part].T
-        corner = np.tril(half[part, part])
-        half[part, part] = corner + np.tril(corner, -1).T
-    whole: NDArray[Any] = half.T  # symmetric by now, and C-ordered again: `rows @ whole` won't copy
-    return whole
