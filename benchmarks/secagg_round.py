@@ -47,14 +47,14 @@ def rival(experiment: Experiment, plan: Plan, trained: Trained, row: str) -> Riv
     network, latest = Layout(plan.model).unpack(trained.final, device)
     return Rival(
         row=row,
-        at_validation=SharedModel(network=network, statistics=trained.validation),
-        at_test=SharedModel(network=network, statistics=latest),
+        at_validation=SharedModel(plan=plan, network=network, statistics=trained.validation),
+        at_test=SharedModel(plan=plan, network=network, statistics=latest),
     )
 
 
 def quality(experiment: Experiment, plan: Plan, runs: dict[str, Trained]) -> list[Result]:
     """The table's results of both runs, mixed with the same private models."""
-    epochs = (plan.federation.rounds - 2) * plan.training.epochs
+    epochs = plan.training_rounds * plan.training.epochs
     found: list[Result] = []
     for name, dataset in sorted(experiment.datasets.items()):
         stream = ExperimentRandomness(plan.seed, "private", name)

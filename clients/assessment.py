@@ -120,7 +120,7 @@ def model_results(
     dataset: Dataset,
     config: TrainingConfig,
     platform: str,
-    private: PrivateModel,
+    private: PrivateModel | None,
     rivals: Sequence[Rival],
     seed: int,
 ) -> list[Result]:
@@ -140,7 +140,8 @@ def model_results(
         if not mixtures.trial.passed:
             results += [replace(result, row=rival.row) for result in local]
             continue
-        shared = test.moment.shared_components(test.users, rival.at_test)
+        graph = test.moment.shared_graph(rival.at_test)
+        shared = test.moment.shared_components(test.users, rival.at_test, graph)
         scores = mixtures.federated.scores(served.joined(shared))
         results += _both_views(scores, test, rival.row, seed)
     return results

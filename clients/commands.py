@@ -174,7 +174,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     names = (
         *("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks"),
         *("roster", "accept_roster", "allow_two", "colluding_share", "new_run", "yes"),
-        *("epsilon", "delta", "life_epsilon", "no_privacy", "data_end"),
+        *("epsilon", "delta", "life_epsilon", "no_privacy", "own_network", "data_end"),
     )
     from clients.participation import Settings, folder_of
 

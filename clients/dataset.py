@@ -21,7 +21,7 @@ from crossrec_model.data.splits import TimeSplit, check_split, split_by_weeks
 from crossrec_model.data.users import HistoryIndex
 from crossrec_model.encoding import ItemTensors
 
-#: Items with fewer buyers are neither ranked nor counted in evaluation.
+#: What a platform needs to know of an item before it ranks it: so many buyers.
 LEAST_BUYERS: Final = 10
 
 
@@ -33,6 +33,8 @@ class Dataset:
     histories: Histories
     split: TimeSplit
     device: torch.device
+    #: Items with fewer buyers are neither ranked nor counted in evaluation.
+    least_buyers: int = LEAST_BUYERS
     _graphs: dict[float, sp.csr_matrix] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -60,11 +62,11 @@ class Dataset:
         return self._graphs[day]
 
     def candidates(self, day: float) -> npt.NDArray[np.int64]:
-        """Items with at least LEAST_BUYERS users before `day`; all known items if none has."""
+        """Items with at least `least_buyers` users before `day`; all known items if none has."""
         past = self.histories.before(day)
         pairs = np.unique(past.user_of_event() * len(self.items) + past.item)
         users = np.bincount(pairs % len(self.items), minlength=len(self.items))
-        often = np.flatnonzero(users >= LEAST_BUYERS)
+        often = np.flatnonzero(users >= self.least_buyers)
         return often if len(often) else np.flatnonzero(users > 0)
 
     def taken(

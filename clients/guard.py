@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
-from crossrec_model.config import Plan, is_statistics_round
+from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError
 from crossrec_model.privacy.events import Event
 from crossrec_model.privacy.ledger import Budget, History, Ledger
@@ -13,6 +13,9 @@ from crossrec_model.privacy.planning import round_event, run_events
 from crossrec_model.privacy.pricing import epsilon
 from crossrec_model.secagg.invitation import SignedPlan
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
+
+#: What a round does, as the ledger has it.
+_ON_THE_LEDGER: Final = {"popularity": "statistics", "pairs": "pairs", "training": "training"}
 
 
 class Guard(Protocol):
@@ -90,8 +93,7 @@ class LedgerGuard:
         if not plan.privacy.on:
             return
         event = round_event(plan, number, honest)
-        statistics = is_statistics_round(number, plan.federation.rounds)
-        what = "statistics" if statistics else "training"
+        what = _ON_THE_LEDGER[plan.work_of(number)]
         self._ledger.charge(event, run=run, round=number, what=what, budget=self._budget)
 
 

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from clients.dataset import Dataset
 from clients.training import TrainingData, catalogue_rows, to_device
 from crossrec_model.config import Plan
 from crossrec_model.data.items import SKETCH_ROWS
 from crossrec_model.data.sampling import BlockSampler, UserBlock
 from crossrec_model.data.users import Float64, Int
 from crossrec_model.network import Network
+from crossrec_model.pairs import places, popular_cells, summed_pairs
 from crossrec_model.parameters import Layout
 from crossrec_model.privacy.bounded import BoundedSum
 from crossrec_model.privacy.descent import NoisyDescent
@@ -171,6 +173,20 @@ def summed_popularity(data: TrainingData, day: float, plan: Plan) -> BoundedSum:
     total = np.bincount(distinct % size, values, size)
     population = plan.privacy.population
     return BoundedSum(values=total / population, sensitivity=1.0 / population)
+
+
+def pair_sum(dataset: Dataset, plan: Plan, statistics: Statistics, day: float) -> BoundedSum:
+    """What the platform's users took together before `day`, in the plan's unit; no noise yet.
+
+    The items are those that the shared statistics call popular. A user's pairs are scaled down to the
+    plan's norm.
+    """
+    model = plan.model
+    cells = popular_cells(statistics, model.sketch_width, model.pair_items)
+    place = places(dataset.items, cells, model.sketch_width)
+    total = summed_pairs(dataset.histories, place, day, model.pair_items, model.pair_norm)
+    unit = plan.pair_unit
+    return BoundedSum(values=total / unit, sensitivity=model.pair_norm / unit)
 
 
 def _gradients(network: Network, batches: PrivateBatches) -> PerUserGradients:

@@ -24,7 +24,7 @@ from clients.scoring import SharedModel
 from clients.sealing import SealerFor
 from clients.state import Kept, Personal, PlatformFolder, Trained
 from clients.validation import Validation
-from crossrec_model.config import ModelConfig
+from crossrec_model.config import ModelConfig, Plan
 from crossrec_model.data.prepared import PreparedData, prepare
 from crossrec_model.errors import ConfigError, FederationError
 from crossrec_model.parameters import Layout
@@ -66,6 +66,8 @@ class Settings:
     allow_two: bool = False
     #: Accept a changed roster or plan without asking.
     yes: bool = False
+    #: Train a network of the platform's own too, beside its closed-form graphs.
+    own_network: bool = False
     #: The day on which the data end, where that is known without looking at them.
     data_end: date | None = None
 
@@ -220,8 +222,18 @@ class Participation:
         dataset = self.dataset(plan.model)
         # Data prepared anew may have nobody to fit the weights on: told before, not after training.
         Validation.of(dataset, plan.training)
-        epochs = (plan.federation.rounds - 2) * plan.training.epochs
-        private = train_private(
+        private = self._own_network(plan, dataset) if self._settings.own_network else None
+        shared = shared_for_validation(received, self._device, self._progress.note)
+        weighing = Weighing(dataset, plan.training, private)
+        mixtures = weighing.against(shared)
+        for line in _summary(mixtures, users=len(weighing.users)):
+            self._progress.note(line)
+        self._progress.note(f"private training took {time.monotonic() - started:.1f} s")
+        return _as_personal(private, mixtures)
+
+    def _own_network(self, plan: Plan, dataset: Dataset) -> PrivateModel:
+        epochs = plan.training_rounds * plan.training.epochs
+        return train_private(
             dataset,
             plan,
             ExperimentRandomness(plan.seed, "private", self._settings.platform),
@@ -230,13 +242,6 @@ class Participation:
                 "private model, epoch", epoch, epochs, f"loss {loss:.4f}"
             ),
         )
-        shared = shared_for_validation(received, self._device, self._progress.note)
-        weighing = Weighing(dataset, plan.training, private)
-        mixtures = weighing.against(shared)
-        for line in _summary(mixtures, users=len(weighing.users)):
-            self._progress.note(line)
-        self._progress.note(f"private training took {time.monotonic() - started:.1f} s")
-        return _as_personal(private, mixtures)
 
 
 def _days(day: date) -> float:
@@ -248,17 +253,20 @@ def shared_for_validation(
     received: Received, device: torch.device, note: Callable[[str], None]
 ) -> SharedModel:
     """The shared network with the statistics that knew nothing of the validation weeks."""
-    network, statistics = Layout(received.plan.model).unpack(received.vector, device)
+    plan = received.plan
+    network, statistics = Layout(plan.model).unpack(received.vector, device)
     if received.validation is None:
         note(
             "this platform saw no round but the end: its mixing weights rest on statistics that "
             "include the validation weeks; take part in a whole run for better ones"
         )
-        return SharedModel(network=network, statistics=statistics)
-    return SharedModel(network=network, statistics=received.validation)
+        return SharedModel(plan=plan, network=network, statistics=statistics)
+    return SharedModel(plan=plan, network=network, statistics=received.validation)
 
 
-def _as_personal(private: PrivateModel, mixtures: Mixtures) -> Personal:
+def _as_personal(private: PrivateModel | None, mixtures: Mixtures) -> Personal:
+    if private is None:
+        return Personal(tensors={}, statistics=None, mixtures=mixtures)
     named = private.network.named_parameters()
     return Personal(
         tensors={name: p.detach().cpu().numpy().astype(np.float32) for name, p in named},

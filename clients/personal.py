@@ -120,7 +120,9 @@ class Weighing:
         ValueError: if nobody took a candidate in the validation weeks.
     """
 
-    def __init__(self, dataset: Dataset, config: TrainingConfig, private: PrivateModel) -> None:
+    def __init__(
+        self, dataset: Dataset, config: TrainingConfig, private: PrivateModel | None
+    ) -> None:
         split = dataset.split
         self._moment = moment = Moment.at(dataset, config, split.validation)
         most = min(MOST_VALIDATION_USERS, max(2, MOST_CELLS // len(moment.candidates)))
@@ -131,11 +133,18 @@ class Weighing:
 
     def against(self, shared: SharedModel) -> Mixtures:
         """Fit the weights with the federation's components, and try them."""
-        components = self._own.joined(self._moment.shared_components(self.users, shared))
+        graph = self._moment.shared_graph(shared)
+        components = self._own.joined(self._moment.shared_components(self.users, shared, graph))
         federated, with_it = self._fitted(components)
         fit, ndcg = with_it - self._without
         trial = Trial(users=len(fit), fit=Gain.of(fit), ndcg=Gain.of(ndcg))
         return Mixtures(local=self.local, federated=federated, trial=trial)
+
+    def alone(self, shared: SharedModel) -> Mixture:
+        """Weights of the federation's components by themselves: what they are worth without any own."""
+        graph = self._moment.shared_graph(shared)
+        parts = self._moment.shared_components(self.users, shared, graph)
+        return self._fitted(self._moment.components(self.users, parts))[0]
 
     def _fitted(self, components: Components) -> tuple[Mixture, Floats]:
         """The mean of both halves' weights, and how each user fares under the half without her.

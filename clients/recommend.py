@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy.typing as npt
 import torch
 
 from clients.dataset import Dataset
+from clients.item_graph import ItemGraph
 from clients.membership import Received
 from clients.private import PrivateModel, restore_private
-from clients.scoring import LOCAL, Moment, SharedModel
+from clients.scoring import OWN, OWN_MODEL, Moment, SharedModel
 from clients.state import PlatformFolder, StateError, Trained
 from crossrec_model.data.histories import read_histories
 from crossrec_model.data.items import item_table
@@ -28,6 +30,13 @@ REASONS: Final = {
     "own popularity": "popular on this platform",
     "own model": "fits what this user took here",
     "own neighbours": "often taken together with this user's items",
+    "own graph": "goes with what this user took",
+    "own graph, wide": "goes with much of what this user took",
+    "own graph, latest": "goes with what this user took last",
+    "own order": "often taken after what this user took last",
+    "shared graph": "goes with what this user took, as known across the federation",
+    "shared graph, wide": "goes with much of what this user took, as known across the federation",
+    "shared graph, latest": "goes with what this user took last, as known across the federation",
     "shared popularity": "popular across the federation",
     "shared model": "fits this user's taste, as learnt across the federation",
 }
@@ -102,7 +111,7 @@ class Recommender:
         self._moment = Moment.at(self._dataset, plan.training, split.end)
         self._row = {user: row for row, user in enumerate(histories.user_ids)}
         network, statistics = Layout(plan.model).unpack(received.vector, device)
-        self._shared = SharedModel(network=network, statistics=statistics)
+        self._shared = SharedModel(plan=plan, network=network, statistics=statistics)
 
     def recommend(self, user: str, *, k: int, new_only: bool = False) -> Recommendations:
         """The best `k` items for a user, fewer if the platform has fewer; at least 1 is asked.
@@ -132,9 +141,9 @@ class Recommender:
     def _warm(self, row: int, k: int, *, new_only: bool) -> tuple[Recommendation, ...]:
         users = np.array([row], dtype=np.int64)
         mixture = self._personal.mixtures.served
-        parts = self._moment.own_components(users, self._private())
-        if mixture.names != LOCAL:
-            parts |= self._moment.shared_components(users, self._shared)
+        parts = self._moment.own_components(users, self._private)
+        if not set(mixture.names) <= set(OWN):
+            parts |= self._moment.shared_components(users, self._shared, self._shared_graph)
         components = self._moment.components(users, parts).select(mixture.names)
         scores = mixture.scores(components)[0].astype(np.float64)  # [candidates]
         if new_only:
@@ -163,9 +172,16 @@ class Recommender:
             for place, column in enumerate(order, 1)
         )
 
-    def _private(self) -> PrivateModel:
-        """The private network over the bought-together graph of today."""
+    @cached_property
+    def _shared_graph(self) -> ItemGraph | None:
+        return self._moment.shared_graph(self._shared)
+
+    @cached_property
+    def _private(self) -> PrivateModel | None:
+        """The private network over the bought-together graph of today, where one was trained."""
         personal = self._personal
+        if OWN_MODEL not in personal.mixtures.served.names or personal.statistics is None:
+            return None
         try:
             return restore_private(
                 self._dataset,

@@ -18,7 +18,7 @@ from clients.sealing import SealerFor, metric_names
 from clients.updates import plain_update, private_update
 from clients.validation import Validation
 from crossrec_model import __version__
-from crossrec_model.config import ModelConfig, Plan, check_rounds
+from crossrec_model.config import ModelConfig, Plan
 from crossrec_model.errors import ConfigError, WireError
 from crossrec_model.parameters import Layout, Vector
 from crossrec_model.privacy.clipping import clip_update
@@ -136,7 +136,7 @@ class PlatformRound:
     def _welcome(self, message: wire.Welcome) -> wire.WelcomeReply:
         """Accept a plan, at any time: a coordinator that restarts welcomes everybody again."""
         plan = Plan.from_json(message.plan)
-        check_rounds(plan.federation)
+        plan.check_rounds()
         earlier = self._going_on(plan)
         self._guard.accept(plan, None if earlier is None else earlier.run)
         # Both of the roster that is pinned now: it may change before the next welcome.
@@ -238,10 +238,10 @@ class PlatformRound:
             self._checked(member, message.parameters), member.dataset.device
         )
         known = member.received.validation if member.received else None
-        if message.round == member.plan.federation.rounds and known is not None:
-            # The last round's statistics have seen the validation weeks.
+        if message.round > member.plan.validation_rounds()[-1] and known is not None:
+            # The last statistics have seen the validation weeks.
             statistics = known
-        shared = SharedModel(network=network, statistics=statistics)
+        shared = SharedModel(plan=member.plan, network=network, statistics=statistics)
         nothing = np.zeros(0, dtype=np.float32)
         return self._sealed(member, message, Kind.EVALUATE, nothing, member.check.ndcg(shared))
 
@@ -264,7 +264,8 @@ class PlatformRound:
         """Seal update float32 [d], weight and metric into this platform's part of the sum."""
         names, most = metric_names(member.plan, kind), member.plan.aggregation.max_weight
         weight = most
-        if not member.plan.privacy.on:
+        pairs = kind is Kind.TRAIN and member.plan.work_of(message.round) == "pairs"
+        if not (member.plan.privacy.on or pairs):
             users = len(active_users(member.dataset.index, member.dataset.split.validation))
             weight = min(float(users), most)
         metrics = tuple(
@@ -312,8 +313,8 @@ class PlatformRound:
         """Keep the shared vector as of the end of round `number`."""
         vector = self._checked(member, vector)
         validation = self._validation_statistics(member, run)
-        if validation is None and 1 <= number < member.plan.federation.rounds:
-            # Every vector between the two statistics rounds carries those of the first.
+        if validation is None and number in member.plan.validation_rounds():
+            # Every vector between the statistics rounds carries those of the first.
             validation = member.layout.unpack(vector, member.dataset.device)[1]
         received = Received(
             plan=member.plan,

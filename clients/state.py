@@ -34,10 +34,11 @@ from crossrec_model.parameters import Layout
 from crossrec_model.ranking import Mixture
 from crossrec_model.statistics import Statistics
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MODEL: Final = "model.safetensors"
 RECEIVED: Final = "received.safetensors"
 DATA: Final = "data"
+_STATISTICS: Final = ("sketch", "mean", "square", "pairs")
 
 _Left = dict[str, npt.NDArray[np.float32]]
 T = TypeVar("T")
@@ -60,11 +61,11 @@ class Kept:
 class Personal:
     """What a platform trained on its own rows: it never leaves the platform.
 
-    `tensors` are those of the private network by name.
+    `tensors` are those of the private network by name, with its statistics, where there is one.
     """
 
     tensors: Tensors
-    statistics: Statistics
+    statistics: Statistics | None
     mixtures: Mixtures
 
 
@@ -129,7 +130,8 @@ class PlatformFolder:
         """Replace the model that is served; raises StateError if it can't be written."""
         document = _document(trained.kept) | {"mixtures": _mixtures(trained.personal.mixtures)}
         tensors = dict(_received_tensors(trained.received))
-        tensors |= _statistics_tensors("private.statistics", trained.personal.statistics)
+        if trained.personal.statistics is not None:
+            tensors |= _statistics_tensors("private.statistics", trained.personal.statistics)
         tensors |= {f"private.network.{n}": t for n, t in trained.personal.tensors.items()}
         self._write(MODEL, document, tensors)
 
@@ -225,7 +227,7 @@ def _received_tensors(received: Received) -> Tensors:
 
 
 def _statistics_tensors(prefix: str, statistics: Statistics) -> Tensors:
-    return {f"{prefix}.{name}": getattr(statistics, name) for name in ("sketch", "mean", "square")}
+    return {f"{prefix}.{name}": getattr(statistics, name) for name in _STATISTICS}
 
 
 def _read_kept(document: dict[str, Any], left: _Left) -> Kept:
@@ -251,7 +253,8 @@ def _read_kept(document: dict[str, Any], left: _Left) -> Kept:
 
 def _read_trained(document: dict[str, Any], left: _Left) -> Trained:
     prefix, kept = "private.network.", _read_kept(document, left)
-    statistics = _take_statistics("private.statistics", left)
+    known = "private.statistics.sketch" in left
+    statistics = _take_statistics("private.statistics", left) if known else None
     names = [name for name in left if name.startswith(prefix)]
     weights = document["mixtures"]
     mixtures = {
@@ -283,4 +286,4 @@ def _text(value: object) -> str:
 
 
 def _take_statistics(prefix: str, left: _Left) -> Statistics:
-    return Statistics(**{n: left.pop(f"{prefix}.{n}") for n in ("sketch", "mean", "square")})
+    return Statistics(**{n: left.pop(f"{prefix}.{n}") for n in _STATISTICS})

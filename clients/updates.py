@@ -10,11 +10,11 @@ from clients.membership import Member
 from clients.noisy_training import (
     PrivateBatches,
     noised_training,
+    pair_sum,
     summed_gradient,
     summed_popularity,
 )
 from clients.training import optimizer_for, steps, train_steps
-from crossrec_model.config import is_statistics_round
 from crossrec_model.parameters import Vector
 from crossrec_model.privacy.bounded import BoundedSum
 from crossrec_model.privacy.noise import NoiseSource
@@ -27,18 +27,25 @@ def plain_update(
 ) -> tuple[Vector, float, str]:
     """A round without differential privacy: update float32 [d], mean loss, what was done.
 
-    1. In the first and the last round, measure the own statistics: as of the validation weeks, or,
+    1. In a round of popularity or of pairs, measure the own ones: as of the validation weeks, or,
        for serving, of all that is known before the test weeks. Their difference to the received ones
-       is the update; the trained part of it is zero.
+       is the update; the rest of it is zero.
     2. In the rounds between, train for the plan's epochs with a fresh optimiser, on randomness that
        seed, round and platform name. The difference of the trained parts is the update; its
        statistics part is zero.
     """
     plan, layout, dataset = member.plan, member.layout, member.dataset
-    if is_statistics_round(number, plan.federation.rounds):
+    work, update = plan.work_of(number), np.zeros_like(parameters)
+    if work == "pairs":
+        own_pairs = pair_sum(
+            dataset, plan, layout.statistics(parameters), _day(member, number)
+        ).values
+        # A cell is worth at most the bound: a platform has more users than the unit at its own cost.
+        update[layout.pairs] = np.minimum(own_pairs, 1.0) - parameters[layout.pairs]
+        return update, 0.0, "measured pairs"
+    if work == "popularity":
         own = measure(dataset.index, dataset.items, _day(member, number), plan.model.sketch_width)
-        update = np.zeros_like(parameters)
-        update[layout.trained :] = layout.tail(own) - parameters[layout.trained :]
+        update[layout.measured] = layout.popularity(own) - parameters[layout.measured]
         return update, 0.0, "measured statistics"
     started = time.monotonic()
     network, statistics = layout.unpack(parameters, dataset.device)
@@ -61,8 +68,8 @@ def private_update(
 
     The charge for it must be on the ledger already.
 
-    1. In the first and the last round, the users' summed popularity with noise takes the place of the
-       sketch; the moments are public constants.
+    1. In a round of popularity, the users' summed popularity with noise takes the place of the
+       sketch; the moments are public constants. In a round of pairs, their summed pairs with noise do.
     2. In the rounds between, with local noise, the plan's noised steps are taken and the difference
        of the trained parts is the update. With distributed noise it is the users' summed gradient.
     3. With distributed noise the update lies on the grid, and `honest` platforms' shares of the
@@ -71,18 +78,22 @@ def private_update(
     plan, layout, dataset = member.plan, member.layout, member.dataset
     randomness, privacy = SystemRandomness(), plan.privacy
     update = np.zeros_like(parameters)
-    if is_statistics_round(number, plan.federation.rounds):
-        before = parameters[layout.trained :]
+    work = plan.work_of(number)
+    if work == "pairs":
+        before, pairs = (
+            parameters[layout.pairs],
+            pair_sum(dataset, plan, layout.statistics(parameters), _day(member, number)),
+        )
+        update[layout.pairs] = _noised(member, pairs, honest, before)
+        return update, "measured noised pairs"
+    if work == "popularity":
+        before = parameters[layout.measured]
         found = summed_popularity(dataset.training, _day(member, number), plan)
         cells = len(found.values)
-        if privacy.noise == "distributed":
-            sketch = _share(member, found, privacy.statistics_multiplier, honest, before[:cells])
-        else:
-            source = NoiseSource(randomness)
-            sketch = found.noised(privacy.statistics_multiplier, source) - before[:cells]
+        sketch = _noised(member, found, honest, before[:cells])
         moments = _rounded(layout.moments(*public_moments()), member)
         moments -= _rounded(before[cells:], member)
-        update[layout.trained :] = np.concatenate([sketch, moments])
+        update[layout.measured] = np.concatenate([sketch, moments])
         return update, "measured noised statistics"
     started = time.monotonic()
     network, statistics = layout.unpack(parameters, dataset.device)
@@ -100,6 +111,15 @@ def private_update(
         update,
         f"trained on noised gradients, loss {loss:.4f}, {time.monotonic() - started:.2f} s",
     )
+
+
+def _noised(member: Member, found: BoundedSum, honest: int, before: Vector) -> Vector:
+    """A statistic with its noise, or this platform's share of it, less what stands in the vector."""
+    privacy = member.plan.privacy
+    if privacy.noise == "distributed":
+        return _share(member, found, privacy.statistics_multiplier, honest, before)
+    source = NoiseSource(SystemRandomness())
+    return found.noised(privacy.statistics_multiplier, source) - before
 
 
 def _share(
@@ -123,4 +143,4 @@ def _rounded(values: Vector, member: Member) -> Vector:
 
 def _day(member: Member, number: int) -> float:
     split = member.dataset.split
-    return split.validation if number == 1 else split.test
+    return split.test if number > member.plan.federation.rounds // 2 else split.validation

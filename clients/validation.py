@@ -58,7 +58,7 @@ class Validation:
 
     def ndcg(self, shared: SharedModel) -> float:
         """Mean nDCG@10 over the users with a first-time item; 0 where there is none."""
-        parts = self.moment.shared_components(self.users, shared)
+        parts = self.moment.shared_components(self.users, shared, None)
         scores = parts["shared model"] + parts["shared popularity"]  # [U, candidates]
         found = hits(top_items(scores, self.had, _CUT), self.new)
         sizes = np.asarray(self.new.sum(axis=1)).ravel()

@@ -21,7 +21,7 @@ BLOCK = 1024
 
 
 def item_weights(gram: NDArray[Any], l2: float) -> NDArray[Any]:
-    """B [items, items] of a Gram matrix XᵀX, which is overwritten: B = I − P·diag(1/diag P), P = (XᵀX + λI)⁻¹.
+    """B [items, items] = I − P·diag(1 / diag P) with P = (XᵀX + λI)⁻¹; the Gram matrix XᵀX is overwritten.
 
     Row: an item of a history; column: an item that is ranked; the diagonal is 0. Time grows with items³.
 

@@ -21,10 +21,12 @@ Objective = Literal["softmax", "bce", "mse"]
 LocalOptimizer = Literal["adam", "sgd"]
 ServerOptimizer = Literal["fedavg", "fedavgm", "fedadam"]
 Noise = Literal["none", "local", "distributed"]
+Work = Literal["popularity", "pairs", "training"]
 Activation = Literal["tanh", "sigmoid", "relu", "identity"]
 RELATIONS: Final = ("self", "category", "brand", "shop", "bought_together")
-#: Statistics, training, statistics.
+#: Statistics, training, statistics; with pairs each statistics round is two.
 LEAST_ROUNDS: Final = 3
+LEAST_ROUNDS_WITH_PAIRS: Final = 5
 _WIDEST: Final = 65536
 #: A plan comes from outside, and a network has some kilobytes a layer before it holds any number.
 _MOST_LAYERS: Final = 16
@@ -55,6 +57,11 @@ class ModelConfig:
     title_grams: int = 6
     #: Cells a row of the shared popularity sketch.
     sketch_width: int = 2**17
+    #: Most popular shared items whose takings together are summed over platforms; 0: none, and no rounds
+    #: for it. They add pair_items * (pair_items + 1) / 2 numbers to the shared vector.
+    pair_items: int = 0
+    #: One user's pairs count up to this Euclidean norm, which is that of as many distinct items.
+    pair_norm: float = 256.0
     graph_layers: int = 1
     tower: tuple[int, ...] = (128, 64, 32, 1)
     activation: Activation = "tanh"
@@ -67,6 +74,8 @@ class ModelConfig:
         _within("model.graph_layers", self.graph_layers, 0, 3)
         _within("model.title_grams", self.title_grams, 0, 256)
         _within("model.sketch_width", self.sketch_width, 16, 2**24)
+        _within("model.pair_items", self.pair_items, 0, 16_384)
+        _within("model.pair_norm", self.pair_norm, 1.0, 1e6)
         _within("model.vector_size", self.vector_size, 0, 65536)
         _one_of("model.activation", self.activation, get_args(Activation))
         for relation in self.relations:
@@ -229,20 +238,22 @@ class PrivacyConfig:
         return self.noise != "none"
 
 
-def is_statistics_round(number: int, rounds: int) -> bool:
+def is_statistics_round(number: int, rounds: int, *, pairs: bool = False) -> bool:
     """Whether a round (from 1) carries statistics instead of training: the first and the last do.
 
     The first tells all platforms what is popular before they train; the last refreshes it for
-    serving. Their mean is taken as it is, without the server's optimiser.
+    serving. Where `pairs` are summed, each is followed by a round for them. Their mean is taken as it
+    is, without the server's optimiser.
     """
-    return number in (1, rounds)
+    return number in ((1, 2, rounds - 1, rounds) if pairs else (1, rounds))
 
 
-def check_rounds(federation: FederationConfig) -> None:
+def check_rounds(federation: FederationConfig, *, pairs: bool = False) -> None:
     """Refuse a run too short to train; raises `ConfigError`."""
-    if federation.rounds < LEAST_ROUNDS:
+    least = LEAST_ROUNDS_WITH_PAIRS if pairs else LEAST_ROUNDS
+    if federation.rounds < least:
         raise ConfigError(
-            f"the plan has {federation.rounds} rounds, at least {LEAST_ROUNDS} are needed "
+            f"the plan has {federation.rounds} rounds, at least {least} are needed "
             "(statistics, training, statistics); start the coordinator with more --rounds"
         )
 
@@ -273,6 +284,37 @@ class Plan:
                 f"{limits.max_weight} don't go with distributed noise, which must pass the grid "
                 "unrounded; set powers of two, of levels up to 2^24, and max_weight = 1"
             )
+
+    @property
+    def pairs(self) -> bool:
+        """Whether takings together are summed, in rounds of their own."""
+        return self.model.pair_items > 0
+
+    def work_of(self, number: int) -> Work:
+        """What round `number` (from 1) carries."""
+        rounds = self.federation.rounds
+        if not is_statistics_round(number, rounds, pairs=self.pairs):
+            return "training"
+        return "pairs" if self.pairs and number in (2, rounds) else "popularity"
+
+    @property
+    def training_rounds(self) -> int:
+        """How many rounds train."""
+        return self.federation.rounds - (4 if self.pairs else 2)
+
+    def validation_rounds(self) -> range:
+        """The rounds after which the vector's statistics know nothing of the validation weeks."""
+        first, last = (2, 2) if self.pairs else (1, 1)
+        return range(first, self.federation.rounds - last + 1)
+
+    def check_rounds(self) -> None:
+        """Refuse a run too short to train; raises `ConfigError`."""
+        check_rounds(self.federation, pairs=self.pairs)
+
+    @property
+    def pair_unit(self) -> float:
+        """What a platform's summed pairs are divided by before they travel: a public number of users."""
+        return float(self.privacy.population if self.privacy.on else self.aggregation.max_weight)
 
     def to_json(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces; equal plans give equal bytes."""

@@ -20,6 +20,7 @@ from crossrec_model.data.items import SKETCH_ROWS
 from crossrec_model.data.users import USER_NUMBERS
 from crossrec_model.errors import WireError
 from crossrec_model.network import Network
+from crossrec_model.pairs import pair_count
 from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.statistics import Statistics
 
@@ -58,7 +59,21 @@ class Layout:
     @property
     def size(self) -> int:
         """Length of the whole vector."""
+        return self._measured_end + pair_count(self.model.pair_items)
+
+    @property
+    def measured(self) -> slice:
+        """Where popularity and moments lie in the vector; pairs follow behind them."""
+        return slice(self.trained, self._measured_end)
+
+    @property
+    def _measured_end(self) -> int:
         return self.trained + SKETCH_ROWS * self.model.sketch_width + 2 * len(USER_NUMBERS)
+
+    @property
+    def pairs(self) -> slice:
+        """Where the pairs lie in the vector: its end."""
+        return slice(self._measured_end, self.size)
 
     def pack(self, network: Network, statistics: Statistics) -> Vector:
         """Return the vector float32 [size] of a network and its statistics."""
@@ -67,11 +82,19 @@ class Layout:
 
     def tail(self, statistics: Statistics) -> Vector:
         """Return the statistics as the last part of the vector, float32 [size - trained]."""
+        pairs = statistics.pairs
+        if len(pairs) == 0:
+            pairs = np.zeros(pair_count(self.model.pair_items), dtype=np.float32)
+        measured = self.popularity(statistics)
+        return np.concatenate([measured, pairs]).astype(np.float32)
+
+    def popularity(self, statistics: Statistics) -> Vector:
+        """Return popularity and moments as the `measured` part of the vector, float32."""
         moments = self.moments(statistics.mean, statistics.square)
         return np.concatenate([statistics.sketch, moments]).astype(np.float32)
 
     def moments(self, mean: Vector, square: Vector) -> Vector:
-        """Return moments of user numbers, float32 [S] each, as the end of the vector, within ±1."""
+        """Return moments of user numbers, float32 [S] each, as the vector has them, within ±1."""
         scaled = np.concatenate([mean, square]) / np.float32(MOMENT_SCALE)
         return np.clip(scaled, -1, 1).astype(np.float32)
 
@@ -92,10 +115,15 @@ class Layout:
                 part = vector[position : position + parameter.numel()]
                 parameter.copy_(torch.from_numpy(part.copy()).view_as(parameter))
                 position += parameter.numel()
-        cells = SKETCH_ROWS * self.model.sketch_width
-        tail = vector[self.trained :]
+        return network, self.statistics(vector)
+
+    def statistics(self, vector: Vector) -> Statistics:
+        """Return the statistics held in a vector float32 [size]."""
+        cells, tail = SKETCH_ROWS * self.model.sketch_width, vector[self.measured]
         mean, square = np.split(tail[cells:] * np.float32(MOMENT_SCALE), 2)
-        return network, Statistics(sketch=tail[:cells].copy(), mean=mean, square=square)
+        return Statistics(
+            sketch=tail[:cells].copy(), mean=mean, square=square, pairs=vector[self.pairs].copy()
+        )
 
 
 def initial_network(model: ModelConfig, stream: ExperimentRandomness) -> Network:

@@ -20,8 +20,9 @@ Float = npt.NDArray[np.float32]
 
 REPEAT_NAMES: Final = ("again", "again × log count", "again × recency")
 _RECENCY_DAYS: Final = 30.0
-#: Pulls weights to 0 (in units of a component's deviation), so that few validation users can't run wild.
-_RIDGE: Final = 1e-3
+#: Pulls weights to 0 (in units of a component's deviation), like so many users who tell nothing: few
+#: validation users can't run wild, and many are not held back.
+_RIDGE_USERS: Final = 10.0
 _STEPS: Final = 60
 
 
@@ -120,7 +121,7 @@ def fit_mixture(components: Components, taken: npt.NDArray[np.bool_]) -> Mixture
         score = (theta @ x.flatten(1)).view(y.shape)
         every, first = _surprises(score, y, new)
         loss = _mean(every, y) + _mean(first, y & new)
-        loss = loss + _RIDGE * theta.square().sum()
+        loss = loss + _RIDGE_USERS / len(some) * theta.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

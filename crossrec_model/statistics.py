@@ -7,7 +7,7 @@ Muthukrishnan 2005), so no platform's assortment is listed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -31,11 +31,16 @@ _LEAST_VARIANCE: Final = 1e-4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics:
-    """`sketch` float32 [SKETCH_ROWS · width], each row sums to 1; moments float32 [user numbers]."""
+    """`sketch` float32 [SKETCH_ROWS · width], each row sums to 1; moments float32 [user numbers].
+
+    `pairs` float32, the mean over platforms of what their users take together, see `pairs`; empty in
+    a plan without them, zero before they are known.
+    """
 
     sketch: npt.NDArray[np.float32]
     mean: npt.NDArray[np.float32]
     square: npt.NDArray[np.float32]
+    pairs: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 
     def standardise(self, numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """User numbers [B, S] with the cohort's mean 0 and deviation 1, held within ±5."""

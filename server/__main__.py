@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from crossrec_model.config import Plan, check_rounds
+from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 from crossrec_model.wire.codec import FloatVector
@@ -211,7 +211,7 @@ def _protected(options: argparse.Namespace, plan: Plan | None, roster: Roster) -
         return plan
     if plan.privacy.on:
         return plan
-    check_rounds(plan.federation)
+    plan.check_rounds()
     from crossrec_model.privacy.planning import private_plan
 
     plan = private_plan(
@@ -232,7 +232,7 @@ def _protected(options: argparse.Namespace, plan: Plan | None, roster: Roster) -
 
 def _first_model(plan: Plan) -> FloatVector:
     """The network's initial vector; ConfigError for a plan too short to train it."""
-    check_rounds(plan.federation)
+    plan.check_rounds()
     from crossrec_model.parameters import initial_vector
 
     return initial_vector(plan)

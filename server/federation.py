@@ -91,7 +91,7 @@ class Federation:
         self._courier, self._options = courier, options
         self._handover = handover or Handover(start.run)
         self._save, self._progress = save, progress
-        self._config = start.plan.federation
+        self._config, self._pairs = start.plan.federation, start.plan.pairs
         if options.platforms < aggregation.least:
             raise FederationError(
                 f"{options.platforms} platforms are too few for a secure sum, which needs "
@@ -156,7 +156,9 @@ class Federation:
         agreed = self._admission.agreed
         if agreed is None:
             raise FederationError("no platform accepted the plan; look at the platforms' output")
-        return RoundRunner(aggregation=self._aggregation, config=self._config, agreed=agreed)
+        return RoundRunner(
+            aggregation=self._aggregation, config=self._config, agreed=agreed, pairs=self._pairs
+        )
 
     def _wait_for(self, needed: int) -> dict[str, NodeId]:
         """Return the seats online once at least `needed` are."""

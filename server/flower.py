@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
-from crossrec_model.config import Plan, check_rounds
+from crossrec_model.config import Plan
 from crossrec_model.errors import FederationError
 from crossrec_model.secagg.node_pass import TOLERANCE_S
 from crossrec_model.wire.pieces import Frame, Payload
@@ -365,5 +365,5 @@ def main(grid: Grid, context: Context) -> None:
     platforms = int(settings.get("platforms", least))
     with state_folder(Path(settings.get("state", "crossrec-state"))) as state:
         start = starting_point(CheckpointStore(state), plan, initial=initial_vector, resume=False)
-        check_rounds(start.plan.federation)
+        start.plan.check_rounds()
         coordinate(GridCourier(grid), state, start, RunOptions(platforms=platforms), roster)

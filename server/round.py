@@ -47,6 +47,8 @@ class RoundRunner:
     aggregation: Aggregation
     config: FederationConfig
     agreed: WelcomeReply
+    #: Whether the plan has rounds for pairs.
+    pairs: bool = False
 
     def train(
         self, model: ModelVersion, seats: Mapping[str, NodeId]
@@ -90,7 +92,7 @@ class RoundRunner:
         )
         gathered = self.aggregation.gather(question, seats)
         update = gathered.mean.update
-        if is_statistics_round(number, self.config.rounds):
+        if is_statistics_round(number, self.config.rounds, pairs=self.pairs):
             parameters, state = plain_mean(model.parameters, update), model.optimizer
         else:
             parameters, state = step(self.config, model.optimizer, model.parameters, update)

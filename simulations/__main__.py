@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         default=["local"],
         help="kinds of noise of the private ones (default: local)",
     )
+    add("--own-network", action="store_true", help="platforms train a network of their own too")
     add(
         "--no-secure-aggregation",
         action="store_true",
@@ -150,6 +151,7 @@ def _settings(options: argparse.Namespace, arguments: Sequence[str]) -> Settings
         evaluate_every=options.evaluate_every,
         device=options.device,
         secure=not options.no_secure_aggregation,
+        own_network=options.own_network,
         figures=options.figures,
         private=tuple(
             PrivateRow(noise=noise, epsilon=epsilon, delta=DELTA)

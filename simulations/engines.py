@@ -161,6 +161,8 @@ class ProcessEngine:
             if trained is None or trained.kept.received.validation is None:
                 raise FederationError(f"platform {name} left no whole model in {state}; run again")
             own, validation = trained.personal, trained.kept.received.validation
+            if own.statistics is None:
+                continue
             private[name] = restore_private(
                 dataset, plan, own.tensors, own.statistics, day=dataset.split.validation
             )
@@ -196,7 +198,7 @@ def _run(plan: Plan, grid: LocalGrid, platforms: int, evaluate_every: int, sums:
     first: list[Vector] = []
 
     def keep(checkpoint: Checkpoint) -> None:
-        if checkpoint.round == 1:
+        if checkpoint.round == plan.validation_rounds()[0]:
             first.append(checkpoint.parameters)
 
     options = RunOptions(platforms=platforms, evaluate_every=evaluate_every)

@@ -68,6 +68,8 @@ class Settings:
     secure: bool
     figures: Path | None
     command: str
+    #: Whether platforms train a network of their own too.
+    own_network: bool = False
     #: Private federated rows beside the others.
     private: tuple[PrivateRow, ...] = ()
 
@@ -83,11 +85,7 @@ def run(settings: Settings) -> None:
     console, started = Console(), time.monotonic()
     plan = Plan.from_toml(settings.plan) if settings.plan else Plan()
     plan = with_rounds(plan, settings.rounds)
-    if plan.federation.rounds < 3:
-        raise ConfigError(
-            f"{plan.federation.rounds} rounds are too few; a run needs at least 3: "
-            "statistics, training, statistics"
-        )
+    plan.check_rounds()
     if settings.engine == "processes" and any(settings.work.glob("seed-*")):
         raise ConfigError(f"{settings.work} holds an earlier run; delete it or give another --work")
     # Names that are wrong and platforms that are too few are told before minutes of cleaning.
@@ -224,19 +222,20 @@ class Experiment:
         rivals = [self._federated("federated", plan, trained), *self._private_rivals(plan), pooled]
 
         def assess(name: str, dataset: Dataset) -> list[Result]:
-            return model_results(dataset, plan.training, name, private[name], rivals, seed)
+            return model_results(dataset, plan.training, name, private.get(name), rivals, seed)
 
         with self._stage(f"seed {seed}: evaluation"):
             return self._for_all(assess), trained.history
 
     def _train_others(self, plan: Plan, trained: Trained) -> tuple[dict[str, PrivateModel], Rival]:
         """The private models, where the engine has not trained them, and the pooled one."""
-        epochs = (plan.federation.rounds - 2) * plan.training.epochs
+        epochs = plan.training_rounds * plan.training.epochs
         with ThreadPoolExecutor(self._settings.at_once) as pool:
             # The longest first, so that no core is left with it at the end.
             pooled = pool.submit(
                 train_pooled, self.datasets, plan, self._at_validation, epochs=epochs
             )
+            wanted = self.datasets if self._settings.own_network else {}
             private = {
                 name: pool.submit(
                     train_private,
@@ -245,15 +244,15 @@ class Experiment:
                     ExperimentRandomness(plan.seed, "private", name),
                     epochs=epochs,
                 )
-                for name, dataset in self.datasets.items()
+                for name, dataset in wanted.items()
                 if name not in trained.private
             }
             network = pooled.result()
             models = {**trained.private, **{name: work.result() for name, work in private.items()}}
         rival = Rival(
             row="pooled",
-            at_validation=SharedModel(network=network, statistics=self._at_validation),
-            at_test=SharedModel(network=network, statistics=self._at_test),
+            at_validation=SharedModel(plan=plan, network=network, statistics=self._at_validation),
+            at_test=SharedModel(plan=plan, network=network, statistics=self._at_test),
         )
         return models, rival
 
@@ -276,8 +275,8 @@ class Experiment:
         network, latest = Layout(plan.model).unpack(trained.final, device)
         return Rival(
             row=row,
-            at_validation=SharedModel(network=network, statistics=trained.validation),
-            at_test=SharedModel(network=network, statistics=latest),
+            at_validation=SharedModel(plan=plan, network=network, statistics=trained.validation),
+            at_test=SharedModel(plan=plan, network=network, statistics=latest),
         )
 
     def _for_all(self, work: Callable[[str, Dataset], Sequence[T]]) -> list[T]:

@@ -7,12 +7,14 @@ training by rounds of averaging, not of missing linkage.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from clients.dataset import Dataset
+from clients.noisy_training import pair_sum
 from clients.training import Step, optimizer_for, steps, train_steps
 from crossrec_model.config import Plan
 from crossrec_model.network import Network
@@ -34,7 +36,14 @@ def pooled_statistics(datasets: Mapping[str, Dataset], plan: Plan, *, at_test: b
         values = [getattr(part, name) for part in parts]
         return np.average(values, axis=0, weights=weights).astype(np.float32)
 
-    return Statistics(sketch=mean("sketch"), mean=mean("mean"), square=mean("square"))
+    found = Statistics(sketch=mean("sketch"), mean=mean("mean"), square=mean("square"))
+    if not plan.pairs:
+        return found
+    totals = [
+        pair_sum(data, plan, found, data.split.test if at_test else data.split.validation).values
+        for data in datasets.values()
+    ]
+    return replace(found, pairs=np.mean(totals, axis=0).astype(np.float32))
 
 
 def train_pooled(

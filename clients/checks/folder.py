@@ -12,7 +12,6 @@ from clients.opened import OPENED, Opened
 from clients.state import PlatformFolder, StateError
 from crossrec_model.checkup import Finding, fail, ok, refused, unchecked, warn
 from crossrec_model.checkup_machine import held, private_files
-from crossrec_model.config import check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.federation_files import PLAN, read_join, read_plan
 from crossrec_model.secagg.errors import RosterError, SecureSumError
@@ -168,6 +167,6 @@ def plan(folder: Path, *, colluding_share: float, no_privacy: bool) -> Iterator[
 def _refusals(accepted: SignedPlan, listed: Roster, *, no_privacy: bool) -> Iterator[Finding]:
     try:
         check_noise(accepted.plan, listed, allow_none=no_privacy)
-        check_rounds(accepted.plan.federation)
+        accepted.plan.check_rounds()
     except CrossrecError as error:
         yield refused("plan", error)

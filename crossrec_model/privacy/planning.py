@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from crossrec_model.config import Noise, Plan, check_rounds, is_statistics_round
+from crossrec_model.config import Noise, Plan
 from crossrec_model.errors import ConfigError
 from crossrec_model.privacy.events import (
     DistributedGaussian,
@@ -15,10 +15,8 @@ from crossrec_model.privacy.events import (
 )
 from crossrec_model.privacy.pricing import calibrate_distributed, calibrate_sampled
 
-#: What the two statistics rounds may cost by themselves, as a share of the run's ε.
+#: What all statistics rounds may cost by themselves, as a share of the run's ε.
 STATISTICS_SHARE: Final = 0.4
-#: Rounds that carry statistics: the first and the last.
-_STATISTICS_ROUNDS: Final = 2
 
 
 def round_event(plan: Plan, number: int, honest: int) -> Event:
@@ -29,7 +27,7 @@ def round_event(plan: Plan, number: int, honest: int) -> Event:
         honest: platforms in every sum whose noise nobody else knows, this one included.
     """
     privacy = plan.privacy
-    statistics = is_statistics_round(number, plan.federation.rounds)
+    statistics = plan.work_of(number) != "training"
     multiplier = privacy.statistics_multiplier if statistics else privacy.multiplier
     if privacy.noise == "distributed":
         return DistributedGaussian(multiplier=multiplier, honest=honest)
@@ -52,28 +50,27 @@ def private_plan(plan: Plan, *, noise: Noise, epsilon: float, delta: float, hone
     Raises:
         ConfigError: for a budget that no noise can meet, or settings that don't go together.
     """
-    check_rounds(plan.federation)
+    plan.check_rounds()
     if noise == "none":
         raise ConfigError("noise = 'none' can't be calibrated; choose local or distributed")
     asked = plan.privacy
     if noise == "distributed":
         asked = replace(asked, rate=1.0, steps=1)
-    rounds = plan.federation.rounds - _STATISTICS_ROUNDS
+    rounds = plan.training_rounds
+    measured = plan.federation.rounds - rounds
     share = STATISTICS_SHARE * epsilon
     releases: tuple[Event, ...]
     if noise == "distributed":
         statistics = calibrate_distributed(
-            share, delta, rounds=_STATISTICS_ROUNDS, honest=honest, releases=()
+            share, delta, rounds=measured, honest=honest, releases=()
         )
-        releases = (DistributedGaussian(multiplier=statistics, honest=honest),) * _STATISTICS_ROUNDS
+        releases = (DistributedGaussian(multiplier=statistics, honest=honest),) * measured
         multiplier = calibrate_distributed(
             epsilon, delta, rounds=rounds, honest=honest, releases=releases
         )
     else:
-        statistics = calibrate_sampled(
-            share, delta, rate=1.0, steps=_STATISTICS_ROUNDS, releases=()
-        )
-        releases = (GaussianRelease(multiplier=statistics),) * _STATISTICS_ROUNDS
+        statistics = calibrate_sampled(share, delta, rate=1.0, steps=measured, releases=())
+        releases = (GaussianRelease(multiplier=statistics),) * measured
         steps = rounds * asked.steps
         multiplier = calibrate_sampled(
             epsilon, delta, rate=asked.rate, steps=steps, releases=releases

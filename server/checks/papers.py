@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import (
 from crossrec_model.checkup import Finding, fail, ok, refused, unchecked, warn
 from crossrec_model.checkup_certificates import CERTIFICATES, covers, read_certificate, validity
 from crossrec_model.checkup_machine import Clock
-from crossrec_model.config import check_rounds
 from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.federation_files import PLAN, read_plan
 from crossrec_model.keyfile import read_key, read_small
@@ -208,7 +207,7 @@ def _priced(signed: SignedPlan, listed: Roster) -> Finding:
         found = f"it is of {signed.federation}, the roster of {listed.federation}"
         return fail("plan", found, "sign the plan of this federation")
     try:
-        check_rounds(plan.federation)
+        plan.check_rounds()
     except CrossrecError as error:
         return refused("plan", error)
     if plan.federation.min_platforms > count:

@@ -100,7 +100,7 @@ def test_the_saved_model_is_what_the_steps_give_one_by_one(home, prepared, plan)
         np.testing.assert_array_equal(trained.personal.tensors[name], parameter.detach().numpy())
     network, last = Layout(plan.model).unpack(received.vector, CPU)
     assert np.abs(last.sketch - received.validation.sketch).max() > 1e-4
-    shared = SharedModel(network=network, statistics=received.validation)
+    shared = SharedModel(plan=plan, network=network, statistics=received.validation)
     mixtures = Weighing(dataset, plan.training, private).against(shared)
     assert trained.personal.mixtures == mixtures
 
@@ -122,7 +122,9 @@ def test_recommendations_are_the_best_scores_of_the_mixture_over_all_events(
     network, statistics = Layout(plan.model).unpack(trained.received.vector, CPU)
     users = np.array([dataset.histories.user_ids.index("u7")])
     parts = moment.own_components(users, recommender._private())
-    parts |= moment.shared_components(users, SharedModel(network=network, statistics=statistics))
+    parts |= moment.shared_components(
+        users, SharedModel(plan=plan, network=network, statistics=statistics)
+    )
     mixture = trained.personal.mixtures.served
     mixed = mixture.scores(moment.components(users, parts).select(mixture.names))[0]
     best = np.argsort(-mixed, kind="stable")[:5]

@@ -36,7 +36,7 @@ def shared(datasets: dict[str, Dataset], plan: Plan) -> SharedModel:
     day, width = dataset.split.validation, plan.model.sketch_width
     network = initial_network(plan.model, STREAM)
     return SharedModel(
-        network=network, statistics=measure(dataset.index, dataset.items, day, width)
+        plan=plan, network=network, statistics=measure(dataset.index, dataset.items, day, width)
     )
 
 

@@ -22,7 +22,10 @@ def history_rows(
     that she did at one moment.
     """
     place, event = index.events(users, np.full(len(users), -np.inf), np.full(len(users), day))
-    item, visits_left = index.histories.item[event], _visits_after(place, index.histories.day[event])
+    item, visits_left = (
+        index.histories.item[event],
+        _visits_after(place, index.histories.day[event]),
+    )
     # Of several takings of an item the last is kept.
     keys = place * items + item
     order = np.lexsort((visits_left, keys))
