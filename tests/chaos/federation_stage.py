@@ -118,7 +118,7 @@ class FederationStage:
                 *(sys.executable, "-m", "clients.platform", *where),
                 *("--data", self._rows(name), "--data-end", "2024-07-19"),
                 # Rounds that are noised again cost more than the plan says.
-                *("--epsilon", 60, "--life-epsilon", 60),
+                *("--epsilon", 60, "--life-epsilon", 60, "--own-network"),
             ]
         else:
             words = [

@@ -45,7 +45,9 @@ def _participation(home: Path, name: str, prepared, roster: Path | None = None) 
     """A platform; with a roster its sums are secure, from what is on its disk."""
     folder = PlatformFolder(home / name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    settings = Settings(platform=name, data="unused", folder=folder, roster=roster)
+    settings = Settings(
+        platform=name, data="unused", folder=folder, roster=roster, own_network=True
+    )
     progress = PlainProgress(sys.stdout)
     sealer_for = sealer_on_disk(settings, progress.note) if roster else PlainSealer
     return Participation(settings, prepared[name], progress, sealer_for, OpenGuard())
@@ -121,10 +123,9 @@ def test_recommendations_are_the_best_scores_of_the_mixture_over_all_events(
     recommender = Recommender(PlatformFolder(home / "A"), "A", CPU)
     network, statistics = Layout(plan.model).unpack(trained.received.vector, CPU)
     users = np.array([dataset.histories.user_ids.index("u7")])
-    parts = moment.own_components(users, recommender._private())
-    parts |= moment.shared_components(
-        users, SharedModel(plan=plan, network=network, statistics=statistics)
-    )
+    parts = moment.own_components(users, recommender._private)
+    shared = SharedModel(plan=plan, network=network, statistics=statistics)
+    parts |= moment.shared_components(users, shared, moment.shared_graph(shared))
     mixture = trained.personal.mixtures.served
     mixed = mixture.scores(moment.components(users, parts).select(mixture.names))[0]
     best = np.argsort(-mixed, kind="stable")[:5]

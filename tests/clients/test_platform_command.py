@@ -154,7 +154,6 @@ def test_three_platforms_take_part_and_recommend(start, tmp_path, rows, tls, cap
         r"^round 1/3: measured noised statistics$",
         r"^round 2/3: trained on noised gradients, loss \d+\.\d+, \d+\.\d+ s$",
         r"^round 3/3: measured noised statistics$",
-        r"^private model, epoch 1/1: loss \d+\.\d+$",
         r"^mixing weights from \d+ validation users",
         r"recommend --id A",
     ):

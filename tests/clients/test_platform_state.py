@@ -14,7 +14,7 @@ import pytest
 from clients import tensorfile
 from clients.personal import Gain, Mixtures, Trial
 from clients.round import Received
-from clients.scoring import FEDERATED, LOCAL
+from clients.scoring import OWN, SHARED
 from clients.state import MODEL, RECEIVED, Kept, Personal, PlatformFolder, StateError, Trained
 from crossrec_model import durable
 from crossrec_model.config import Plan
@@ -51,8 +51,8 @@ def _trained(plan: Plan) -> Trained:
         tensors={"items": np.ones((3, 2), dtype=np.float32), "user.bias": np.zeros(2, np.float32)},
         statistics=_statistics(2),
         mixtures=Mixtures(
-            local=mixture(LOCAL),
-            federated=mixture(FEDERATED),
+            local=mixture(OWN),
+            federated=mixture((*OWN, *SHARED)),
             trial=Trial(users=40, fit=Gain(mean=0.2, error=0.01), ndcg=Gain(mean=0.1, error=0.02)),
         ),
     )
@@ -140,7 +140,7 @@ def test_a_file_of_another_kind_format_or_plan_is_refused(folder, plan) -> None:
     folder.save_received(_kept(plan))
     document, tensors = tensorfile.read(folder.path / RECEIVED)
     changes = {
-        "format 1, not 2": ({**document, "format": 1}, tensors),
+        "format 1, not 3": ({**document, "format": 1}, tensors),
         "unexpected tensor 'more'": (document, {**tensors, "more": np.zeros(1, np.float32)}),
         "not of the plan's length": (document, {**tensors, "shared.vector": np.zeros(3)}),
         "not finite": (

@@ -11,9 +11,10 @@ import torch
 
 from clients.dataset import LEAST_BUYERS, Dataset, load_dataset
 from clients.graph import bought_together, user_items
+from clients.noisy_training import pair_sum
 from clients.personal import Gain, Trial, Weighing, quality, validation_users
 from clients.private import PrivateModel, private_config, restore_private, train_private
-from clients.scoring import FEDERATED, LOCAL, Moment, SharedModel
+from clients.scoring import OWN, OWN_MODEL, SHARED, Moment, SharedModel
 from clients.validation import Validation
 from crossrec_model.config import Plan
 from crossrec_model.errors import DataError
@@ -32,12 +33,21 @@ def private(datasets: dict[str, Dataset], plan: Plan) -> PrivateModel:
 
 @pytest.fixture(scope="module")
 def shared(datasets: dict[str, Dataset], plan: Plan) -> SharedModel:
-    dataset = datasets["B"]
+    dataset, plan = datasets["B"], replace(plan, model=replace(plan.model, pair_items=12))
     day, width = dataset.split.validation, plan.model.sketch_width
     network = initial_network(plan.model, STREAM)
-    return SharedModel(
-        plan=plan, network=network, statistics=measure(dataset.index, dataset.items, day, width)
-    )
+    statistics = measure(dataset.index, dataset.items, day, width)
+    pairs = pair_sum(dataset, plan, statistics, day).values.astype(np.float32)
+    return SharedModel(plan=plan, network=network, statistics=replace(statistics, pairs=pairs))
+
+
+def _parts(
+    moment: Moment, users: np.ndarray, private: PrivateModel | None, shared: SharedModel
+) -> dict[str, np.ndarray]:
+    """Everything that users can be scored by."""
+    graph = moment.shared_graph(shared)
+    assert graph is not None
+    return moment.own_components(users, private) | moment.shared_components(users, shared, graph)
 
 
 def _changed_after(dataset: Dataset, day: float) -> Dataset:
@@ -87,9 +97,10 @@ def test_scores_do_not_know_what_happens_after_the_moment(datasets, plan, privat
     found = []
     for data in (dataset, other):
         moment = Moment.at(data, plan.training, day)
-        parts = moment.own_components(users, private) | moment.shared_components(users, shared)
+        parts = _parts(moment, users, private, shared)
         found.append(moment.components(users, parts))
-    assert found[0].names == FEDERATED
+    assert [name for name in (*OWN, *SHARED) if name in found[0].names] == list(found[0].names)
+    assert set(SHARED) < set(found[0].names)
     np.testing.assert_array_equal(found[0].values, found[1].values)
     np.testing.assert_array_equal(found[0].count, found[1].count)
     np.testing.assert_array_equal(found[0].age, found[1].age)
@@ -107,11 +118,11 @@ def test_each_user_is_scored_alone(datasets, plan, private, shared) -> None:
     dataset = datasets["A"]
     moment = Moment.at(dataset, plan.training, dataset.split.validation)
     users = active_users(dataset.index, moment.day)[:40]
-    everyone = moment.own_components(users, private) | moment.shared_components(users, shared)
+    everyone = _parts(moment, users, private, shared)
     for place in (0, 7, 39):
         one = users[[place]]
-        alone = moment.own_components(one, private) | moment.shared_components(one, shared)
-        for name in FEDERATED:
+        alone = _parts(moment, one, private, shared)
+        for name in everyone:
             np.testing.assert_allclose(
                 alone[name][0], everyone[name][place], rtol=1e-4, atol=1e-5, err_msg=name
             )
@@ -123,7 +134,9 @@ def test_own_takings_and_affinities_equal_loops(datasets, plan, private) -> None
     histories, users = dataset.histories, np.array([2, 5])
     parts = moment.own_components(users, private)
     components = moment.components(users, parts)
-    assert components.names == LOCAL
+    assert components.names == tuple(parts)
+    assert OWN_MODEL in parts
+    assert OWN_MODEL not in moment.own_components(users, None)
     graph = bought_together(user_items(histories, len(dataset.items), moment.day)).toarray()
     for row, user in enumerate(users.tolist()):
         mine = slice(*histories.offsets[user : user + 2])
@@ -178,10 +191,10 @@ def test_mixtures_rank_validation_users_better_than_popularity(
     dataset = datasets["A"]
     weighing = Weighing(dataset, plan.training, private)
     mixtures = weighing.against(shared)
-    assert mixtures.local.names == LOCAL
-    assert mixtures.federated.names == FEDERATED
+    assert set(mixtures.local.names) <= set(OWN)
+    assert mixtures.federated.names == (*mixtures.local.names, *SHARED)
     moment, users = Moment.at(dataset, plan.training, dataset.split.validation), weighing.users
-    parts = moment.own_components(users, private) | moment.shared_components(users, shared)
+    parts = _parts(moment, users, private, shared)
     components = moment.components(users, parts)
     taken = dataset.taken(users, moment.candidates, dataset.split.validation, dataset.split.test)
 
@@ -189,7 +202,7 @@ def test_mixtures_rank_validation_users_better_than_popularity(
         log = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         return float(-(log * taken).sum(axis=1).mean() / taken.sum(axis=1).mean())
 
-    fitted = surprise(mixtures.federated.scores(components.select(FEDERATED)))
+    fitted = surprise(mixtures.federated.scores(components.select(mixtures.federated.names)))
     assert fitted < surprise(components.values[components.names.index("own popularity")])
 
 
@@ -198,27 +211,28 @@ def test_each_half_tries_the_weights_of_the_other(datasets, plan, private, share
     weighing = Weighing(dataset, plan.training, private)
     mixtures, users = weighing.against(shared), weighing.users
     moment = Moment.at(dataset, plan.training, dataset.split.validation)
-    parts = moment.own_components(users, private) | moment.shared_components(users, shared)
+    parts = _parts(moment, users, private, shared)
     components = moment.components(users, parts)
     taken = dataset.taken(users, moment.candidates, dataset.split.validation, dataset.split.test)
     assert len(users) > 20
-    gains, weights = np.empty((2, len(users))), {LOCAL: [], FEDERATED: []}
+    local, federated = mixtures.local.names, mixtures.federated.names
+    gains, weights = np.empty((2, len(users))), {local: [], federated: []}
     for half in (0, 1):
         fitted, tried = np.arange(half, len(users), 2), np.arange(1 - half, len(users), 2)
         part, reached = components.users(tried), {}
-        for names in (LOCAL, FEDERATED):
+        for names in (local, federated):
             mixture = fit_mixture(components.users(fitted).select(names), taken[fitted])
             weights[names].append(mixture.weights)
             scores = mixture.scores(part.select(names))
             surprise = surprises(scores, part, taken[tried])
             reached[names] = np.stack([-surprise, quality(scores, part, taken[tried])])
-        gains[:, tried] = reached[FEDERATED] - reached[LOCAL]
+        gains[:, tried] = reached[federated] - reached[local]
     trial = mixtures.trial
     assert trial.users == len(users)
     for found, each in zip((trial.fit, trial.ndcg), gains, strict=True):
         assert found.mean == pytest.approx(each.mean(), abs=1e-6)
         assert found.error == pytest.approx(each.std(ddof=1) / len(each) ** 0.5, abs=1e-6)
-    for names, mixture in ((LOCAL, mixtures.local), (FEDERATED, mixtures.federated)):
+    for names, mixture in ((local, mixtures.local), (federated, mixtures.federated)):
         np.testing.assert_allclose(mixture.weights, np.mean(weights[names], axis=0), rtol=1e-4)
 
 
@@ -277,7 +291,7 @@ def test_quality_is_the_mean_of_both_views() -> None:
 def test_the_curve_of_a_run_is_the_mean_ndcg_over_first_time_items(datasets, plan, shared) -> None:
     dataset = datasets["A"]
     check = Validation.of(dataset, plan.training)
-    parts = check.moment.shared_components(check.users, shared)
+    parts = check.moment.shared_components(check.users, shared, None)
     scores = parts["shared model"] + parts["shared popularity"]
     had = dataset.taken(check.users, check.moment.candidates, 0.0, dataset.split.validation)
     taken = dataset.taken(

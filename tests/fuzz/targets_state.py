@@ -15,7 +15,7 @@ from targets_platform import SMALL
 from clients import tensorfile
 from clients.membership import Received
 from clients.personal import Gain, Mixtures, Trial
-from clients.scoring import FEDERATED, LOCAL
+from clients.scoring import OWN, SHARED
 from clients.state import MODEL, RECEIVED, Kept, Personal, PlatformFolder, Trained
 from crossrec_model.data.splits import TimeSplit
 from crossrec_model.parameters import Layout
@@ -51,8 +51,8 @@ def trained() -> Trained:
 
     gain = Gain(mean=0.2, error=0.01)
     mixtures = Mixtures(
-        local=mixture(LOCAL),
-        federated=mixture(FEDERATED),
+        local=mixture(OWN),
+        federated=mixture((*OWN, *SHARED)),
         trial=Trial(users=40, fit=gain, ndcg=gain),
     )
     personal = Personal(

@@ -162,7 +162,7 @@ def test_without_secure_aggregation_a_seed_gives_the_same_bits_and_a_warning(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--rounds", "2"], "2 rounds are too few"),
+        (["--rounds", "2"], "the plan has 2 rounds"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--at-once", "0"], "--at-once is 0"),
         (["--platforms", "A", "Z"], "platform Z has no folder"),
