@@ -14,6 +14,7 @@ from clients.membership import Member
 from clients.noisy_training import (
     PrivateBatches,
     noised_training,
+    pair_sum,
     summed_gradient,
     summed_popularity,
 )
@@ -315,6 +316,41 @@ def test_popularity_adds_up_over_users(datasets, private) -> None:
         total += cells / max(1.0, float(np.linalg.norm(cells)))
     found = summed_popularity(data_of(dataset), day, private)
     np.testing.assert_allclose(found.values, total / PRIVACY.population, rtol=1e-9, atol=1e-15)
+
+
+def test_no_user_moves_the_pairs_by_more_than_their_sensitivity(datasets, private) -> None:
+    model = replace(private.model, pair_items=8, pair_norm=2.0)
+    plan, dataset = replace(private, model=model), datasets["A"]
+    day, width = dataset.split.validation, model.sketch_width
+    shared = measure(dataset.index, dataset.items, day, width)
+    whole, limit, moved = pair_sum(dataset, plan, shared, day), 2.0 / PRIVACY.population, []
+    assert whole.sensitivity == limit
+    for gone in range(len(dataset.histories)):
+        rest = replace(dataset, histories=without(dataset.histories, gone))
+        moved.append(np.linalg.norm(whole.values - pair_sum(rest, plan, shared, day).values))
+    assert max(moved) <= limit * (1 + 1e-12)
+    assert max(moved) > 0.7 * limit
+
+
+@pytest.mark.parametrize("noise", ["local", "distributed"])
+def test_a_private_rounds_pairs_carry_their_noise(datasets, private, noise: str) -> None:
+    model = replace(private.model, pair_items=8, pair_norm=2.0)
+    privacy = replace(private.privacy, noise=noise, statistics_multiplier=1.0, rate=1.0, steps=1)
+    federation = replace(private.federation, rounds=6)
+    plan = replace(private, model=model, privacy=privacy, federation=federation)
+    member = replace(member_of(datasets["A"], private), plan=plan, layout=Layout(model))
+    layout, before = member.layout, initial_vector(plan)
+    before[layout.measured] = layout.popularity(
+        measure(datasets["A"].index, datasets["A"].items, 1e9, model.sketch_width)
+    )
+    update, said = private_update(member, 2, before, 2)
+    assert said == "measured noised pairs"
+    assert not update[: layout.pairs.start].any()
+    day = datasets["A"].split.validation
+    true = pair_sum(datasets["A"], plan, layout.statistics(before), day).values
+    found = (update + before)[layout.pairs] - true
+    deviation = 2.0 / PRIVACY.population / (2**0.5 if noise == "distributed" else 1)
+    assert 0.6 * deviation < found.std() < 1.6 * deviation
 
 
 # Sampling.

@@ -143,3 +143,20 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_first_and_the_last_round_carry_statistics() -> None:
     assert [n for n in range(1, 6) if is_statistics_round(n, 5)] == [1, 5]
+
+
+def test_pairs_have_rounds_of_their_own_behind_those_of_popularity() -> None:
+    plan = Plan(model=ModelConfig(pair_items=8), federation=FederationConfig(rounds=7))
+    found = [plan.work_of(number) for number in range(1, 8)]
+    training = ["training"] * 3
+    assert found == ["popularity", "pairs", *training, "popularity", "pairs"]
+    assert plan.training_rounds == 3
+    assert plan.validation_rounds() == range(2, 6)
+    without = replace(plan, model=ModelConfig())
+    assert [without.work_of(n) for n in (1, 2, 6, 7)] == [
+        *("popularity", "training", "training", "popularity"),
+    ]
+    assert without.validation_rounds() == range(1, 7)
+    short = replace(plan, federation=FederationConfig(rounds=4))
+    with pytest.raises(ConfigError, match="4 rounds, at least 5 are needed"):
+        short.check_rounds()

@@ -24,9 +24,16 @@ from simulations.processes import as_toml
 from simulations.sums import WARNING
 
 PLAN = Plan(
-    model=ModelConfig(buckets=256, dimension=4, neighbours=2, sketch_width=64, tower=(8, 4, 1)),
+    model=ModelConfig(
+        buckets=256,
+        dimension=4,
+        neighbours=2,
+        sketch_width=64,
+        tower=(8, 4, 1),
+        pair_items=12,
+    ),
     training=TrainingConfig(users_per_step=30, history=8, positives=4, negatives=16),
-    federation=FederationConfig(rounds=4, min_platforms=3),
+    federation=FederationConfig(rounds=6, min_platforms=3),
     # A grid for three platforms of 70 users, as fine as 32 bits allow: see `_check_alike`.
     aggregation=AggregationConfig(levels=1 << 29, max_weight=128.0),
 )
