@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from crossrec_model.config import Plan
+from crossrec_model.config import Plan, open_plan
 from crossrec_model.errors import ConfigError, CrossrecError
 from crossrec_model.secagg.roster import FEWEST, OF_TWO, Roster
 from crossrec_model.wire.codec import FloatVector
@@ -194,7 +194,7 @@ def _protected(options: argparse.Namespace, plan: Plan | None, roster: Roster) -
         return None
     from server.federation import with_rounds
 
-    plan = with_rounds(plan or Plan(), options.rounds)
+    plan = with_rounds(plan or (open_plan() if options.no_privacy else Plan()), options.rounds)
     if len(roster.members) < FEWEST:
         if options.no_privacy:
             raise ConfigError(f"{OF_TWO}; leave out --no-privacy, or list three platforms")

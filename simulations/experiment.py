@@ -20,7 +20,7 @@ from clients.dataset import Dataset, load_dataset
 from clients.participation import device_named
 from clients.private import PrivateModel, train_private
 from clients.scoring import SharedModel
-from crossrec_model.config import Plan
+from crossrec_model.config import Plan, open_plan
 from crossrec_model.data.prepared import prepare
 from crossrec_model.errors import ConfigError, DataError
 from crossrec_model.evaluation.privacy_cost import PrivateRow
@@ -83,7 +83,7 @@ def run(settings: Settings) -> None:
     # One thread a platform: several share the cores, and sums keep one order in every engine.
     torch.set_num_threads(1)
     console, started = Console(), time.monotonic()
-    plan = Plan.from_toml(settings.plan) if settings.plan else Plan()
+    plan = Plan.from_toml(settings.plan) if settings.plan else open_plan()
     plan = with_rounds(plan, settings.rounds)
     plan.check_rounds()
     if settings.engine == "processes" and any(settings.work.glob("seed-*")):
@@ -263,12 +263,22 @@ class Experiment:
         unknown = honest(len(self.platforms), share) if self._settings.secure else 1
         for row in self._settings.private:
             private = private_plan(
-                plan, noise=row.noise, epsilon=row.epsilon, delta=row.delta, honest=unknown
+                self._noised(plan),
+                noise=row.noise,
+                epsilon=row.epsilon,
+                delta=row.delta,
+                honest=unknown,
             )
             with self._stage(f"seed {plan.seed}: federated, {row.name}"):
                 trained = self._engine(private, self.platforms, self.datasets)
             rivals.append(self._federated(row.name, private, trained))
         return rivals
+
+    def _noised(self, plan: Plan) -> Plan:
+        """What is noised: the plan that was given, or the default for private runs."""
+        if self._settings.plan is not None:
+            return plan
+        return with_rounds(Plan(seed=plan.seed), self._settings.rounds)
 
     def _federated(self, row: str, plan: Plan, trained: Trained) -> Rival:
         device = next(iter(self.datasets.values())).device

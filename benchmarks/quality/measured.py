@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,11 @@ from clients.personal import Weighing
 from clients.scoring import Moment
 from crossrec_model.config import Plan
 from crossrec_model.evaluation.baselines import Baseline, Ease, ItemKnn, Popularity
+from crossrec_model.evaluation.charts import interval_chart, standalone
+from crossrec_model.evaluation.comparison import AVERAGE, Estimates, estimates
 from crossrec_model.evaluation.metrics import candidate_ndcg
 from crossrec_model.evaluation.results import Result
+from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.ranking import Mixture
 
 Scores = npt.NDArray[np.float32]
@@ -127,9 +131,9 @@ def plain_rows(test: Test, pooled: Mapping[str, object] | None = None) -> Iterat
 
 
 def model_rows(
-    test: Test, dataset: Dataset, plan: Plan, rivals: Sequence[Rival], seed: int
+    test: Test, dataset: Dataset, plan: Plan, rivals: Sequence[tuple[int, Rival]]
 ) -> Iterator[tuple[Result, str]]:
-    """Rows `local`, `federated` alone, and one a rival; each with a line about how it was chosen."""
+    """Rows `local`, `federated` alone, and one a (seed, rival); with a line about how it was chosen."""
     weighing = Weighing(dataset, plan.training, None)
     moment, users = test.moment, test.users
 
@@ -143,9 +147,9 @@ def model_rows(
 
         return scores
 
-    local = test.measure("local", seed, scorer(weighing.local, own))
+    local = test.measure("local", 0, scorer(weighing.local, own))
     yield local, "own components alone"
-    for rival in rivals:
+    for seed, rival in rivals:
         at_validation, at_test = rival.at_validation, rival.at_test
         mixtures, alone = weighing.against(at_validation), weighing.alone(at_validation)
         graph = moment.shared_graph(at_test)
@@ -166,7 +170,59 @@ def model_rows(
         if trial.passed:
             yield test.measure(row, seed, scorer(mixtures.federated, both)), said
         else:
-            yield replace(local, row=row), said
+            yield replace(local, row=row, seed=seed), said
+
+
+def scored(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:
+    """Metric → row → platform or AVERAGE → mean over users and seeds."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for row, found in _by_row(results).items():
+        for metric, platforms in found.items():
+            means = {name: one.value for name, one in platforms.items()}
+            table.setdefault(metric, {})[row] = means
+    return table
+
+
+def published(
+    stem: Path,
+    title: str,
+    results: Sequence[Result],
+    metrics: Sequence[str],
+    against: str = "local",
+) -> None:
+    """Write STEM.md, a table a metric with 95% intervals, and STEM.svg, the rows' averages."""
+    rows, lines = _by_row(results), [f"# {title}", ""]
+    for metric in metrics:
+        platforms = list(next(iter(rows.values()))[metric])
+        lines += [f"## {metric}", "", "| row | " + " | ".join(platforms) + " |"]
+        lines += ["|---|" + "---:|" * len(platforms)]
+        for row, found in rows.items():
+            cells = [f"{e.value:.4f} [{e.low:.4f} to {e.high:.4f}]" for e in found[metric].values()]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append("")
+    generator = ExperimentRandomness(0, "quality").numpy()
+    lines += [
+        f"## Beside `{against}`, {metrics[0]}, average",
+        "",
+        "| row | difference |",
+        "|---|---:|",
+    ]
+    for row in rows:
+        if row == against:
+            continue
+        gains = estimates(results, row=row, view="test", generator=generator, against=against)
+        gain = gains[metrics[0]][AVERAGE]
+        lines.append(f"| {row} | {gain.value:+.4f} [{gain.low:+.4f} to {gain.high:+.4f}] |")
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    entries = [(row, found[metrics[0]][AVERAGE]) for row, found in rows.items()]
+    chart = interval_chart(stem.name, entries, metrics[0], around_zero=False)
+    stem.with_suffix(".svg").write_text(standalone(chart), encoding="utf-8")
+
+
+def _by_row(results: Sequence[Result]) -> dict[str, Estimates]:
+    generator = ExperimentRandomness(0, "quality").numpy()
+    names = dict.fromkeys(result.row for result in results)
+    return {row: estimates(results, row=row, view="test", generator=generator) for row in names}
 
 
 def _parts(users: int) -> list[npt.NDArray[np.int64]]:
