@@ -1,4 +1,4 @@
-"""XMRec: seven markets as platforms that share items and no users; the frozen 100 candidates, and all items.
+"""XMRec: seven markets as platforms that share items and no users; 100 frozen candidates, and all items.
 
     python benchmarks/quality/xmrec.py [--seeds 5] [--markets de jp …] [--data FOLDER]
 
