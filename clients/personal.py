@@ -140,6 +140,14 @@ class Weighing:
         trial = Trial(users=len(fit), fit=Gain.of(fit), ndcg=Gain.of(ndcg))
         return Mixtures(local=self.local, federated=federated, trial=trial)
 
+    def fare(self, shared: SharedModel | None = None) -> float:
+        """Mean nDCG@10 of users under weights fitted without them; with the shared components or not."""
+        if shared is None:
+            return float(np.nanmean(self._without[1]))
+        graph = self._moment.shared_graph(shared)
+        parts = self._moment.shared_components(self.users, shared, graph)
+        return float(np.nanmean(self._fitted(self._own.joined(parts))[1][1]))
+
     def alone(self, shared: SharedModel) -> Mixture:
         """Weights of the federation's components by themselves: what they are worth without any own."""
         graph = self._moment.shared_graph(shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +88,11 @@ class LocalEngine:
     ) -> Trained:
         """See `Engine`."""
         sums = secure_sums(platforms) if self.secure else plain_sums(platforms)
+        with closing(self.grid(plan, datasets, sums)) as grid:
+            return coordinated(plan, grid, len(datasets), self.evaluate_every, sums)
+
+    def grid(self, plan: Plan, datasets: Mapping[str, Dataset], sums: Sums) -> InProcessGrid:
+        """The platforms of these datasets, ready to answer."""
         handlers = {
             name: PlatformRound(
                 name,
@@ -95,10 +100,9 @@ class LocalEngine:
                 sums.sealers[name],
                 guard=OpenGuard(sums.honest(plan)),
             )
-            for name in platforms
+            for name in datasets
         }
-        with closing(InProcessGrid(handlers, at_once=self.at_once)) as grid:
-            return _run(plan, grid, len(handlers), self.evaluate_every, sums)
+        return InProcessGrid(handlers, at_once=self.at_once)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,7 @@ class RayEngine:
             for name, platform in platforms.items()
         }
         with closing(RayGrid(makers, address=self.address)) as grid:
-            return _run(plan, grid, len(makers), self.evaluate_every, sums)
+            return coordinated(plan, grid, len(makers), self.evaluate_every, sums)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +197,19 @@ def _in_actor(platform: str, folder: str, key: bytes | None, roster: bytes, hone
     )
 
 
-def _run(plan: Plan, grid: LocalGrid, platforms: int, evaluate_every: int, sums: Sums) -> Trained:
-    """The real coordinator over a grid without network; nothing is saved to disk."""
+def coordinated(
+    plan: Plan,
+    grid: LocalGrid,
+    platforms: int,
+    evaluate_every: int,
+    sums: Sums,
+    note: Callable[[Checkpoint], object] = lambda checkpoint: None,
+) -> Trained:
+    """The real coordinator over a grid without network; nothing is saved, `note` sees every round."""
     first: list[Vector] = []
 
     def keep(checkpoint: Checkpoint) -> None:
+        note(checkpoint)
         if checkpoint.round == plan.validation_rounds()[0]:
             first.append(checkpoint.parameters)
 
