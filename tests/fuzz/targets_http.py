@@ -56,7 +56,7 @@ def _scope(request: dict[str, Any]) -> dict[str, Any] | None:
         return {
             "type": "http" if request["type"] != "websocket" else "websocket",
             "path": str(request["path"]),
-            "client": tuple(request["client"]) if request.get("client") else None,
+            "client": _client(request.get("client")),
             "headers": [
                 (str(name).lower().encode("latin-1"), str(value).encode("latin-1"))
                 for name, value in request["headers"]
@@ -64,6 +64,13 @@ def _scope(request: dict[str, Any]) -> dict[str, Any] | None:
         }
     except (KeyError, ValueError, TypeError):
         return None
+
+
+def _client(given: object) -> tuple[str, int] | None:
+    """An address as the web server gives it: a text and a port, or none."""
+    if isinstance(given, list) and given and isinstance(given[0], str):
+        return given[0], 443
+    return None
 
 
 async def _inner(scope: Any, receive: Any, send: Any) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from board import TRYING, Board, Place
-from worker import Defect, Outcome, save
+from worker import Defect, MemoryTakenError, Outcome, save
 
 LIMIT_S: Final = 5.0
 WAIT_S: Final = 60.0
@@ -60,6 +60,8 @@ def _supervised(jobs: list[Job], folder: Path) -> list[Outcome]:
     outcomes: list[Outcome] = []
     while jobs:
         ended = _worker(jobs, folder)
+        for outcome in ended.outcomes:
+            outcome.defects = [one for one in outcome.defects if _again(one, folder)]
         outcomes += ended.outcomes
         if ended.place is None:
             return outcomes
@@ -68,6 +70,14 @@ def _supervised(jobs: list[Job], folder: Path) -> list[Outcome]:
         outcomes.append(outcome)
         jobs = [*rest, *jobs[1:]]
     return outcomes
+
+
+def _again(defect: Defect, folder: Path) -> bool:
+    """Whether memory is taken again by the same input alone: the system counts it in lumps."""
+    if defect.kind != MemoryTakenError.__name__:
+        return True
+    ended = _worker([{"target": defect.target, "replay": defect.file}], folder)
+    return ended.place is not None or any(outcome.defects for outcome in ended.outcomes)
 
 
 def _stopped(job: Job, ended: Ended, folder: Path) -> tuple[Outcome, list[Job]]:
