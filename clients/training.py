@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from crossrec_model.network import Network
 from crossrec_model.objective import user_losses
 from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.statistics import Statistics, active_users
+
+#: Users whose blocks are drawn at once: bounds memory.
+_DRAWN_TOGETHER: Final = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +53,35 @@ class Step:
     tensors: ItemTensors
 
 
+def train(
+    network: Network,
+    data: TrainingData,
+    plan: Plan,
+    statistics: Statistics,
+    log_popularity: Float64,
+    streams: Sequence[ExperimentRandomness],
+) -> float:
+    """Train in place with a fresh optimiser, an epoch a stream; return the last epoch's mean loss."""
+    loss = 0.0
+    with network.items.only(rows_in_use(network, [data])):
+        optimizer = optimizer_for(network, plan.training)
+        for stream in streams:
+            epoch = steps(data, plan, statistics, log_popularity, stream)
+            loss = train_steps(network, optimizer, epoch, plan)
+    return loss
+
+
+def rows_in_use(network: Network, parts: Iterable[TrainingData]) -> Tensor:
+    """Rows of the hash table that training on these data can read, int64 ascending, on their device."""
+    table = network.items.weight
+    used = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+    used[0] = True
+    for data in parts:
+        used[data.tensors.buckets] = True
+        used[torch.from_numpy(data.index.histories.context).to(used.device)] = True
+    return used.nonzero().squeeze(1)
+
+
 def steps(
     data: TrainingData,
     plan: Plan,
@@ -55,20 +89,47 @@ def steps(
     log_popularity: Float64,
     stream: ExperimentRandomness,
 ) -> Iterator[Step]:
-    """One epoch: every user once, in blocks of `users_per_step`; deterministic in `stream`."""
+    """One epoch: every user drawn once, `users_per_step` a step; deterministic in `stream`.
+
+    A step holds those of its users who have a positive: the others' loss is 0.
+    """
     config, generator = plan.training, stream.numpy()
     sampler, users = data.sampler(config), generator.permutation(data.users())
     cumulative = np.cumsum(np.exp(log_popularity))
     device = data.tensors.buckets.device
-    for part in np.array_split(users, max(1, round(len(users) / config.users_per_step))):
-        block = sampler.draw(part, log_popularity, generator)
-        negatives = catalogue_rows(cumulative, generator.random(config.negatives))
-        yield Step(
-            block=to_device(block, device),
-            negatives=torch.from_numpy(negatives).to(device),
-            numbers=torch.from_numpy(statistics.standardise(block.numbers.numpy())).to(device),
-            tensors=data.tensors,
+    count = max(1, round(len(users) / config.users_per_step))
+    edges = np.arange(count + 1) * len(users) // count
+    together = max(1, _DRAWN_TOGETHER // config.users_per_step)
+    for first in range(0, count, together):
+        ends = edges[first : first + together + 1]
+        speaking, block = sampler.draw_speaking(
+            users[ends[0] : ends[-1]], log_popularity, generator
         )
+        uniform = generator.random((len(ends) - 1, config.negatives))
+        negatives = torch.from_numpy(catalogue_rows(cumulative, uniform)).to(device)
+        numbers = torch.from_numpy(statistics.standardise(block.numbers.numpy())).to(device)
+        longest, block = (block.weights[:, :, 0] > 0).sum(1), to_device(block, device)
+        cuts = np.searchsorted(speaking, ends - ends[0]).tolist()
+        for number, (start, end) in enumerate(pairwise(cuts)):
+            width = max(1, int(longest[start:end].max())) if end > start else 1
+            yield Step(
+                block=_part(block, start, end, width),
+                negatives=negatives[number],
+                numbers=numbers[start:end],
+                tensors=data.tensors,
+            )
+
+
+def _part(block: UserBlock, start: int, end: int, width: int) -> UserBlock:
+    """Some users of a block, without the history's columns that none of them uses."""
+    return UserBlock(
+        history=block.history[start:end, :width],
+        weights=block.weights[start:end, :width],
+        numbers=block.numbers[start:end],
+        context=block.context[start:end],
+        positives=block.positives[start:end],
+        mask=block.mask[start:end],
+    )
 
 
 def catalogue_rows(cumulative: Float64, uniform: Float64) -> Int:
@@ -86,12 +147,13 @@ def to_device(block: UserBlock, device: torch.device) -> UserBlock:
 def losses(network: Network, step: Step, plan: Plan) -> Tensor:
     """Loss of each user of a step, [B]; every distinct item is encoded once."""
     block = step.block
-    b, m = block.positives.shape
-    rows = torch.cat([block.positives.flatten(), step.negatives])
+    user, slot = block.mask.nonzero(as_tuple=True)  # of T positives
+    rows = torch.cat([block.positives[user, slot], step.negatives])
     items, u = encode(network, step.tensors, rows, block, step.numbers)  # u [B, D]
-    h, e = items.h[: b * m].view(b, m, -1), items.e[: b * m].view(b, m, -1)  # [B, M, D]
-    taken = network.pair_logits(h, e, u)  # [B, M]
-    left = network.all_logits(items.h[b * m :], items.e[b * m :], u)  # [B, N]
+    t = len(user)
+    own = network.pair_logits(items.h[:t, None], items.e[:t, None], u[user])  # [T, 1]
+    taken = own.new_zeros(block.mask.shape).index_put((user, slot), own.squeeze(1))  # [B, M]
+    left = network.all_logits(items.h[t:], items.e[t:], u)  # [B, N]
     return user_losses(plan.training.objective, taken, block.mask, left)
 
 
@@ -106,13 +168,13 @@ def train_steps(
     network: Network, optimizer: torch.optim.Optimizer, epoch: Iterator[Step], plan: Plan
 ) -> float:
     """Take one optimiser step per `Step`; return the mean loss of the users that had a positive."""
-    total, users = 0.0, 0
+    total, users = torch.zeros(()), 0
     for step in epoch:
         each = losses(network, step, plan)
-        counted = int((step.block.mask.sum(1) > 0).sum())
+        counted = int(step.block.mask.any(1).sum())
         loss = each.sum() / max(counted, 1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total, users = total + float(each.detach().sum()), users + counted
-    return total / max(users, 1)
+        total, users = total + each.detach().sum().cpu(), users + counted
+    return float(total) / max(users, 1)
