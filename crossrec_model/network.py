@@ -103,11 +103,15 @@ class Network(nn.Module):
     def all_logits(self, h: Tensor, e: Tensor, u: Tensor) -> Tensor:
         """Every user with every item: h, e [N, D], u [B, D] → [B, N]; equals `pair_logits`.
 
-        A user only scales the first layer's weights, so no [B, N, 2D] product is ever made.
+        A user only scales the first layer's weights: for many items no [B, N, 2D] product is made.
         """
         d, first, out = self.config.dimension, self._dense()[0], self.output.weight[0]
-        weight = (first.weight * u.repeat(1, 2)[:, None]).flatten(0, 1)  # [B·64, 2D]
-        y = functional.linear(torch.cat([h, e], dim=1), weight, first.bias.repeat(len(u)))
+        x, twice = torch.cat([h, e], dim=1), u.repeat(1, 2)  # [N, 2D], [B, 2D]
+        if len(x) <= first.out_features:  # the products are fewer than the scaled weights
+            y = first((x[:, None] * twice).flatten(0, 1))
+        else:
+            weight = (first.weight * twice[:, None]).flatten(0, 1)  # [B·64, 2D]
+            y = functional.linear(x, weight, first.bias.repeat(len(u)))
         y = y.view(-1, first.out_features)  # [N·B, 64]: every layer is one matrix product
         for layer in self._dense()[1:]:
             y = layer(functional.relu(y, inplace=True))  # [N·B, 32], [N·B, 1]

@@ -1,7 +1,7 @@
 """The k best of many items for many users, exactly, without a sort of all scores.
 
 Items are dealt into groups: the k best items lie within the k groups with the best maxima, so one pass
-of maxima leaves k groups to look into. Scores exist for one block of users at a time.
+of maxima leaves k groups to look into, and which ones is the same question again. Scores exist for one block of users at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Scorer = Callable[[slice], Tensor]
 
 #: Fills a list where no further item may be shown.
 NO_ITEM: Final = -1
-#: Scores in one block of users: what stays in a processor's cache.
-BLOCK_SCORES: Final = 1 << 22
-_GROUP: Final = 64
+#: Scores in one block of users, 64 MiB: larger ones are no faster.
+BLOCK_SCORES: Final = 1 << 24
+_GROUP: Final = 16
 
 
 def ranked(
@@ -115,29 +115,20 @@ def _candidates(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     b, n = scores.shape
     groups = n // _GROUP
     if groups <= 2 * k:
-        return _top(scores, k)
+        more = min(k + 1, n)
+        value, place = scores.topk(more, dim=1)
+        tied = value[:, k - 1] == value[:, k] if more > k else value.new_zeros(b).bool()
+        return place[:, :k], value[:, :k], tied & (value[:, k - 1] > -torch.inf)
     whole = groups * _GROUP
     # Group g holds the items g, g + G, g + 2G, …: maxima are then taken over contiguous rows.
-    dealt = scores[:, :whole].reshape(b, _GROUP, groups)  # [B, 64, G]
-    top, chosen, tied = _with_tie(dealt.amax(dim=1), k)  # [B, k]
+    dealt = scores[:, :whole].reshape(b, _GROUP, groups)  # [B, 16, G]
+    chosen, top, tied = _candidates(dealt.amax(dim=1), k)  # [B, k]
     inside = torch.arange(_GROUP, device=scores.device) * groups
-    item = (chosen[:, :, None] + inside).flatten(1)  # [B, 64k]
+    item = (chosen[:, :, None] + inside).flatten(1)  # [B, 16k]
     rest = torch.arange(whole, n, device=scores.device).expand(b, -1)
     item = torch.cat([item, rest], dim=1)
-    place, value, doubtful = _top(scores.gather(1, item), k)
+    place, value, doubtful = _candidates(scores.gather(1, item), k)
     # A group that was left out matters only if its best is as good as the last of the list.
-    doubtful |= tied & (top[:, -1] >= value[:, -1]) & (top[:, -1] > -torch.inf)
+    doubtful |= tied & (top[:, -1] >= value[:, -1])
     return item.gather(1, place), value, doubtful
 
-
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    value, place, tied = _with_tie(scores, k)
-    return place, value, tied & (value[:, -1] > -torch.inf)
-
-
-def _with_tie(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Top k values and places, [B, k], and whether the next value equals the last, [B]."""
-    more = min(k + 1, scores.shape[1])
-    value, place = scores.topk(more, dim=1)
-    tied = value[:, k - 1] == value[:, k] if more > k else value.new_zeros(len(value)).bool()
-    return value[:, :k], place[:, :k], tied

@@ -97,10 +97,7 @@ class BlockSampler:
         The others' loss is 0: their histories need not be read.
         """
         days = self._moments(users, generator)
-        ends = days + self._config.window_days
-        some = np.flatnonzero(
-            self._index.position(users, ends) > self._index.position(users, days)
-        )
+        some = np.flatnonzero(self._index.met(users, days, days + self._config.window_days))
         block = self._drawn(users[some], days[some], item_popularity, generator)
         speaking = block.mask.any(1)
         kept = UserBlock(**{name: tensor[speaking] for name, tensor in vars(block).items()})
