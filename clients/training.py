@@ -45,7 +45,10 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """Input of one optimiser step: a block of users and the negatives that all of them share."""
+    """Input of one optimiser step: a block of users and its negatives.
+
+    `negatives` int64 [N] are shared by all users, or [B, N] are each one's.
+    """
 
     block: UserBlock
     negatives: Tensor
@@ -97,7 +100,8 @@ def steps(
     sampler, users = data.sampler(config), generator.permutation(data.users())
     cumulative = np.cumsum(np.exp(log_popularity))
     device = data.tensors.buckets.device
-    count = max(1, round(len(users) / config.users_per_step))
+    least = max(1, min(config.least_steps, len(users)))
+    count = max(least, round(len(users) / config.users_per_step))
     edges = np.arange(count + 1) * len(users) // count
     together = max(1, _DRAWN_TOGETHER // config.users_per_step)
     for first in range(0, count, together):
@@ -114,10 +118,21 @@ def steps(
             width = max(1, int(longest[start:end].max())) if end > start else 1
             yield Step(
                 block=_part(block, start, end, width),
-                negatives=negatives[number],
+                negatives=_dealt(negatives[number], end - start, config, generator),
                 numbers=numbers[start:end],
                 tensors=data.tensors,
             )
+
+
+def _dealt(
+    negatives: Tensor, users: int, config: TrainingConfig, generator: np.random.Generator
+) -> Tensor:
+    """A step's negatives [N], or each user's own stretch of them, [users, negatives_a_user]."""
+    if config.negatives_a_user == 0:
+        return negatives
+    first = torch.from_numpy(generator.integers(len(negatives), size=(users, 1)))
+    places = (first + torch.arange(config.negatives_a_user)) % len(negatives)
+    return negatives[places.to(negatives.device)]
 
 
 def _part(block: UserBlock, start: int, end: int, width: int) -> UserBlock:
@@ -148,12 +163,19 @@ def losses(network: Network, step: Step, plan: Plan) -> Tensor:
     """Loss of each user of a step, [B]; every distinct item is encoded once."""
     block = step.block
     user, slot = block.mask.nonzero(as_tuple=True)  # of T positives
-    rows = torch.cat([block.positives[user, slot], step.negatives])
+    rows = torch.cat([block.positives[user, slot], step.negatives.flatten()])
     items, u = encode(network, step.tensors, rows, block, step.numbers)  # u [B, D]
-    t = len(user)
-    own = network.pair_logits(items.h[:t, None], items.e[:t, None], u[user])  # [T, 1]
-    taken = own.new_zeros(block.mask.shape).index_put((user, slot), own.squeeze(1))  # [B, M]
-    left = network.all_logits(items.h[t:], items.e[t:], u)  # [B, N]
+    b, t = len(u), len(user)
+    shared = step.negatives.dim() == 1
+    pairs = t if shared else len(rows)
+    if not shared:
+        each = torch.arange(b, device=u.device).repeat_interleave(step.negatives.shape[1])
+        user = torch.cat([user, each])
+    owner = u.index_select(0, user)  # of T pairs, or of T + B·N
+    own = network.logits_of(items.h[:pairs], items.e[:pairs], owner)
+    where = (user[:t], slot)
+    taken = own.new_zeros(block.mask.shape).index_put(where, own[:t])  # [B, M]
+    left = network.all_logits(items.h[t:], items.e[t:], u) if shared else own[t:].view(b, -1)
     return user_losses(plan.training.objective, taken, block.mask, left)
 
 

@@ -74,14 +74,16 @@ def encode(
     context that occurs anywhere: one dense gradient instead of one a use.
     """
     levels = _levels(items, rows, len(network.layers()))
-    known = _Rows.of(torch.cat([levels[-1].rows, block.history.flatten()]), len(items.buckets))
+    user, slot = (block.weights != 0).any(-1).nonzero(as_tuple=True)  # of T items in histories
+    history, weights = block.history[user, slot], block.weights[user, slot]  # [T], [T, 2]
+    known = _Rows.of(torch.cat([levels[-1].rows, history]), len(items.buckets))
     spare = items.buckets.shape[1] - block.context.shape[1]
     buckets = functional.pad(items.buckets[known.rows], (0, max(0, -spare)))
     context = functional.pad(block.context, (0, max(0, spare)))
     sums = network.look_up(torch.cat([buckets, context]))
     e = network.embed_items(sums[: len(known.rows)], items.vectors[known.rows])
-    history = _taken(e, known.place[block.history])  # [B, H, D]
-    pooled = torch.einsum("bhd,bhk->bkd", history, block.weights)  # [B, 2, D]
+    weighed = weights[:, :, None] * _taken(e, known.place[history])[:, None]  # [T, 2, D]
+    pooled = e.new_zeros(len(block.history), *weighed.shape[1:]).index_add(0, user, weighed)
     u = network.embed_users(pooled, sums[len(known.rows) :], numbers)
     return _of_rows(network, items, levels, known, e, rows), u
 
@@ -130,11 +132,11 @@ def _convolved(
         level, wider = levels[len(layers) - number], levels[len(layers) - number + 1]
         own = h if level is wider else _taken(h, wider.place[level.rows])  # [n, D]
         # What no item has a neighbour under adds nothing.
-        kept = [
-            i for i, r in enumerate(layer.relations) if r == "self" or _connected(items, i)
-        ]
+        kept = [i for i, r in enumerate(layer.relations) if r == "self" or _connected(items, i)]
         parts = [
-            own if layer.relations[i] == "self" else _means(items.neighbours[level.rows, i], wider, h)
+            own
+            if layer.relations[i] == "self"
+            else _means(items.neighbours[level.rows, i], wider, h)
             for i in kept
         ]
         means = torch.stack(parts, dim=1) if parts else own.new_zeros(len(own), 0, own.shape[1])

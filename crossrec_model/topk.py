@@ -131,4 +131,3 @@ def _candidates(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     # A group that was left out matters only if its best is as good as the last of the list.
     doubtful |= tied & (top[:, -1] >= value[:, -1])
     return item.gather(1, place), value, doubtful
-
