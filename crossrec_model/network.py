@@ -108,8 +108,8 @@ class Network(nn.Module):
         for layer in self._dense()[:-1]:
             y = functional.relu(layer(y), inplace=True)  # [T, 64], [T, 32]
         linear = h @ out[:d] + u @ out[d : 2 * d] + e @ out[2 * d : 3 * d] + product @ out[3 * d :]
-        logit: Tensor = linear + self.output.bias + self._dense()[-1](y).squeeze(1)
-        return logit
+        deep: Tensor = self._dense()[-1](y).squeeze(1)  # [T]
+        return linear + self.output.bias + deep
 
     def all_logits(self, h: Tensor, e: Tensor, u: Tensor) -> Tensor:
         """Every user with every item: h, e [N, D], u [B, D] → [B, N]; equals `pair_logits`.
@@ -141,7 +141,7 @@ class HashTable(nn.Module):
 
     @contextmanager
     def only(self, rows: Tensor) -> Iterator[None]:
-        """Within the context the parameter is a new one that holds these rows alone, written back at its end.
+        """Within the context the parameter is a new one, of these rows alone; they are written back.
 
         `rows` int64, ascending and distinct, with 0 and with every bucket that will be looked up. The
         others have no gradient: an optimiser that starts within the context leaves them alone anyway.

@@ -1,7 +1,8 @@
 """The k best of many items for many users, exactly, without a sort of all scores.
 
 Items are dealt into groups: the k best items lie within the k groups with the best maxima, so one pass
-of maxima leaves k groups to look into, and which ones is the same question again. Scores exist for one block of users at a time.
+of maxima leaves k groups to look into, and which ones is the same question again. Scores exist for one
+block of users at a time.
 """
 
 from __future__ import annotations

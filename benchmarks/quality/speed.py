@@ -5,8 +5,8 @@
 
 Training: one epoch of XMRec's seven markets (all 165,033 rows, dimension 32, two markets at a time on one
 thread each, as a simulation trains them) beside one iteration of `implicit`'s AlternatingLeastSquares on
-the same rows, 32 factors, 2 threads. An epoch draws every user once and learns from those who took something
-new in the window after their moment; an iteration of ALS reads every row twice.
+the same rows, 32 factors, 2 threads. An epoch draws every user once and learns from those who took
+something new in the window after their moment; an iteration of ALS reads every row twice.
 Ranking: 10,000 users by 100,000 items, the best 50 without what was bought, by `crossrec_model.topk`,
 beside a bare `torch.matmul` and `torch.topk` of the same shapes on 2 threads, which filters nothing.
 
