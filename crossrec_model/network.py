@@ -119,7 +119,7 @@ class Network(nn.Module):
         d, first, out = self.config.dimension, self._dense()[0], self.output.weight[0]
         x, twice = torch.cat([h, e], dim=1), u.repeat(1, 2)  # [N, 2D], [B, 2D]
         if len(x) <= first.out_features:  # the products are fewer than the scaled weights
-            y = first((x[:, None] * twice).flatten(0, 1))
+            y: Tensor = first((x[:, None] * twice).flatten(0, 1))
         else:
             weight = (first.weight * twice[:, None]).flatten(0, 1)  # [B·64, 2D]
             y = functional.linear(x, weight, first.bias.repeat(len(u)))
