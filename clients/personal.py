@@ -5,6 +5,7 @@ Everything here happens on the platform's own validation users and never leaves 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -140,13 +141,19 @@ class Weighing:
         trial = Trial(users=len(fit), fit=Gain.of(fit), ndcg=Gain.of(ndcg))
         return Mixtures(local=self.local, federated=federated, trial=trial)
 
-    def fare(self, shared: SharedModel | None = None) -> float:
-        """Mean nDCG@10 of users under weights fitted without them; with the shared components or not."""
-        if shared is None:
-            return float(np.nanmean(self._without[1]))
-        graph = self._moment.shared_graph(shared)
-        parts = self._moment.shared_components(self.users, shared, graph)
-        return float(np.nanmean(self._fitted(self._own.joined(parts))[1][1]))
+    def fare(self, shared: SharedModel | None = None, without: Collection[str] = ()) -> Floats:
+        """nDCG@10 of each of `users` under weights fitted without her.
+
+        From the own components and, where given, the federation's, less those named by `without`.
+        """
+        components = self._own
+        if shared is not None:
+            graph = self._moment.shared_graph(shared)
+            more = self._moment.shared_components(self.users, shared, graph)
+            components = components.joined(more)
+        kept = tuple(name for name in components.names if name not in without)
+        each: Floats = self._fitted(components.select(kept))[1][1]
+        return each
 
     def alone(self, shared: SharedModel) -> Mixture:
         """Weights of the federation's components by themselves: what they are worth without any own."""
