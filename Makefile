@@ -45,6 +45,10 @@ bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
 	$(BIN)/python benchmarks/onboarding.py
 	$(BIN)/python benchmarks/chaos.py
 	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python benchmarks/quality/xmrec.py
+	$(BIN)/python benchmarks/quality/amazon3.py
+	$(BIN)/python benchmarks/quality/complete_journey.py
+	$(BIN)/python benchmarks/quality/convergence.py
 	$(BIN)/python benchmarks/setup.py
 
 clean:

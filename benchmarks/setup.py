@@ -1,7 +1,5 @@
 """The README's two commands on a fresh clone: minutes and memory of `make demo`, minutes of `make test`.
 
-The demo's own figures (quality.cj.*) and its report are kept too, as results/quality_cj.*.
-
     python benchmarks/setup.py [demo] [test]
 
 The clone holds what is committed; its environment is made anew. Memory is the largest sum of the
@@ -11,7 +9,6 @@ proportional set sizes of the command and all its children, sampled twice a seco
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,9 +58,6 @@ def main(targets: list[str]) -> None:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         if "demo" in targets:
             minutes, peak = measured(["make", "demo"], clone)
-            report = clone / "demo-report"
-            shutil.copy(report / "figures.json", RESULT.parent / "quality_cj.json")
-            shutil.copy(report / "report.md", RESULT.parent / "quality_cj_report.md")
             figures += [
                 Figure(
                     figure="demo.minutes", value=round(minutes, 2), goal="<=12", command=COMMAND

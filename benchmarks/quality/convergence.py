@@ -74,10 +74,10 @@ def curve(experiment: Experiment, plan: Plan, weighing: dict[str, Weighing]) -> 
         if checkpoint.round in plan.validation_rounds():
             known = statistics
         if known is None:  # nothing to mix in yet
-            values.append(float(np.mean([w.fare() for w in weighing.values()])))
+            values.append(float(np.mean([np.nanmean(w.fare()) for w in weighing.values()])))
             continue
         shared = SharedModel(plan=plan, network=network, statistics=known)
-        values.append(float(np.mean([w.fare(shared) for w in weighing.values()])))
+        values.append(float(np.mean([np.nanmean(w.fare(shared)) for w in weighing.values()])))
     return values
 
 

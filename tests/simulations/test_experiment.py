@@ -81,6 +81,8 @@ def test_a_report_in_three_forms_with_all_rows(in_one_process: Path) -> None:
         "quality.cj.federated_over_knn_local",
         "quality.cj.federated_over_ease_local",
         "quality.cj.federated_over_pooled",
+        "quality.cj.first_over_ease",
+        "quality.cj.all_over_ease",
     }
 
 
