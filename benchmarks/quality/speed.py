@@ -117,11 +117,11 @@ def rows_of(parts: dict[str, Dataset]) -> sp.csr_matrix:
 def als_seconds(rows: sp.csr_matrix) -> float:
     """The fastest of three iterations of ALS."""
     found: list[float] = []
-    model = AlternatingLeastSquares(
-        factors=PLAN.model.dimension, iterations=3, num_threads=THREADS, random_state=0
-    )
-    model.fit_callback = lambda _number, seconds, *_: found.append(seconds)
     with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(
+            factors=PLAN.model.dimension, iterations=3, num_threads=THREADS, random_state=0
+        )
+        model.fit_callback = lambda _number, seconds, *_: found.append(seconds)
         model.fit(rows, show_progress=False)
     return min(found)
 
