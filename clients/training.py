@@ -112,12 +112,11 @@ def steps(
         uniform = generator.random((len(ends) - 1, config.negatives))
         negatives = torch.from_numpy(catalogue_rows(cumulative, uniform)).to(device)
         numbers = torch.from_numpy(statistics.standardise(block.numbers.numpy())).to(device)
-        longest, block = (block.weights[:, :, 0] > 0).sum(1), to_device(block, device)
+        block = to_device(block, device)
         cuts = np.searchsorted(speaking, ends - ends[0]).tolist()
         for number, (start, end) in enumerate(pairwise(cuts)):
-            width = max(1, int(longest[start:end].max())) if end > start else 1
             yield Step(
-                block=_part(block, start, end, width),
+                block=UserBlock(**{name: all_[start:end] for name, all_ in vars(block).items()}),
                 negatives=_dealt(negatives[number], end - start, config, generator),
                 numbers=numbers[start:end],
                 tensors=data.tensors,
@@ -133,18 +132,6 @@ def _dealt(
     first = torch.from_numpy(generator.integers(len(negatives), size=(users, 1)))
     places = (first + torch.arange(config.negatives_a_user)) % len(negatives)
     return negatives[places.to(negatives.device)]
-
-
-def _part(block: UserBlock, start: int, end: int, width: int) -> UserBlock:
-    """Some users of a block, without the history's columns that none of them uses."""
-    return UserBlock(
-        history=block.history[start:end, :width],
-        weights=block.weights[start:end, :width],
-        numbers=block.numbers[start:end],
-        context=block.context[start:end],
-        positives=block.positives[start:end],
-        mask=block.mask[start:end],
-    )
 
 
 def catalogue_rows(cumulative: Float64, uniform: Float64) -> Int:
@@ -165,17 +152,20 @@ def losses(network: Network, step: Step, plan: Plan) -> Tensor:
     user, slot = block.mask.nonzero(as_tuple=True)  # of T positives
     rows = torch.cat([block.positives[user, slot], step.negatives.flatten()])
     items, u = encode(network, step.tensors, rows, block, step.numbers)  # u [B, D]
-    b, t = len(u), len(user)
+    t = len(user)
     shared = step.negatives.dim() == 1
     pairs = t if shared else len(rows)
     if not shared:
-        each = torch.arange(b, device=u.device).repeat_interleave(step.negatives.shape[1])
+        each = torch.arange(len(u), device=u.device).repeat_interleave(step.negatives.shape[1])
         user = torch.cat([user, each])
     owner = u.index_select(0, user)  # of T pairs, or of T + B·N
     own = network.logits_of(items.h[:pairs], items.e[:pairs], owner)
     where = (user[:t], slot)
     taken = own.new_zeros(block.mask.shape).index_put(where, own[:t])  # [B, M]
-    left = network.all_logits(items.h[t:], items.e[t:], u) if shared else own[t:].view(b, -1)
+    left = own[t:]  # of each user's own negatives
+    if shared:
+        left = network.all_logits(items.h[t:], items.e[t:], u)
+    left = left.view(len(block.mask), step.negatives.shape[-1])  # [B, N]
     return user_losses(plan.training.objective, taken, block.mask, left)
 
 

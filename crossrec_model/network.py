@@ -163,7 +163,7 @@ class HashTable(nn.Module):
             buckets = self._place[buckets]
         bags = buckets.flatten(0, -2)  # [N, F]
         sums = functional.embedding_bag(bags, self.weight, mode="sum", padding_idx=0)
-        return sums.view(*buckets.shape[:-1], -1)
+        return sums.view(*buckets.shape[:-1], self.weight.shape[1])
 
 
 class Shift(nn.Module):

@@ -89,6 +89,12 @@ def test_those_who_speak_are_those_with_a_positive() -> None:
                 assert mine == set(whole.positives[place][whole.mask[place] > 0].tolist())
 
 
+def test_of_nobody_nobody_speaks() -> None:
+    nobody = np.zeros(0, dtype=np.int64)
+    places, block = _sampler(_rows()).draw_speaking(nobody, POPULARITY, np.random.default_rng(0))
+    assert len(places) == len(block.mask) == 0
+
+
 def test_a_block_does_not_know_what_happens_after_the_end() -> None:
     rows = _rows()
     late = [r for r in rows if r.day >= 150]
