@@ -79,12 +79,12 @@ def people(rows: Iterable[Person], rules: Rules, revoked: frozenset[str] = froze
     A user who says no in any of her rows has not consented.
     """
     gathered = _Gathered()
-    denied: set[bytes] = set()
+    denied = bytearray()
     for row in rows:
         owner = owner_of(row.user)
         if row.user in revoked or not row.consent:
             gathered.count(LeftOut.REVOKED if row.user in revoked else LeftOut.NO_CONSENT)
-            denied.add(owner)
+            denied += owner
             continue
         if not (row.email or row.phone):
             gathered.count(LeftOut.NO_IDENTIFIER)
@@ -103,7 +103,7 @@ def articles(rows: Iterable[Article]) -> Elements:
             gathered.take("gtin", gtin, row.code, owner_of(row.item), LeftOut.BAD_GTIN)
         else:
             gathered.count(LeftOut.NO_IDENTIFIER)
-    return gathered.elements(set())
+    return gathered.elements(b"")
 
 
 def owner_of(name: str) -> bytes:
@@ -134,12 +134,12 @@ class _Gathered:
         self._owners += owner
         self._first.append(kind != "phone")
 
-    def elements(self, denied: set[bytes]) -> Elements:
+    def elements(self, denied: bytes | bytearray) -> Elements:
         """Leave out who denied, duplicates and conflicts; keep the order."""
         digests = np.frombuffer(bytes(self._digests), dtype=np.uint8).reshape(-1, 32)
         owners = np.frombuffer(bytes(self._owners), dtype=f"S{OWNER_BYTES}")
         first = np.frombuffer(bytes(self._first), dtype=np.bool_)
-        allowed = ~np.isin(owners, np.array(sorted(denied), dtype=owners.dtype))
+        allowed = ~np.isin(owners, np.frombuffer(bytes(denied), dtype=owners.dtype))
         self.count(LeftOut.NO_CONSENT, int(np.count_nonzero(~allowed)))
         digests, owners, first = digests[allowed], owners[allowed], first[allowed]
         kept = self._kept(digests, owners)
