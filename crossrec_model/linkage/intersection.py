@@ -57,6 +57,8 @@ from crossrec_model.secagg.roster import Roster
 
 #: What is kept of a doubly blinded element: 16 bytes tell 2^24 apart but for a chance of 2^-80.
 MARK_BYTES: Final = 16
+#: Own blocks under way at a time.
+WINDOW: Final = 2
 #: Makes a writable array uint8 [rows, 16] of a name: memory, or a file that outlives the process.
 Storage = Callable[[str, int], Rows]
 
@@ -275,6 +277,23 @@ class Exchanging:
             return None
         raise ReplayedBlockError("a second announcement came; the first one counts")
 
+    def advance(
+        self, cores: Cores, send: Callable[[bytes], object], receive: Callable[[], bytes]
+    ) -> None:
+        """Steps 3 and 4 to their end, over a line that keeps the order.
+
+        No more than `WINDOW` own blocks are under way, so that a courier holds little.
+        """
+        while not self.over:
+            while self.counters.sent - self.counters.returned < WINDOW:
+                block = self.next_block(cores)
+                if block is None:
+                    break
+                send(block)
+            answer = self.receive(receive(), cores)
+            if answer is not None:
+                send(answer)
+
     def compare(self) -> Compared:
         """Step 5.
 
@@ -367,8 +386,7 @@ def _comparable(marks: Rows) -> npt.NDArray[np.bytes_]:
 
 def _links(key: bytes, marks: Rows) -> Rows:
     """Derive the id of every linked element uint8 [m, 16]: HKDF's expansion under the session's key."""
-    links = np.empty_like(marks)
-    for place in range(len(marks)):
-        made = hmac.digest(key, marks[place].tobytes() + b"\x01", "sha256")
-        links[place] = np.frombuffer(made[:MARK_BYTES], dtype=np.uint8)
-    return links
+    raw, made = marks.tobytes(), bytearray()
+    for at in range(0, len(raw), MARK_BYTES):
+        made += hmac.digest(key, raw[at : at + MARK_BYTES] + b"\x01", "sha256")[:MARK_BYTES]
+    return np.frombuffer(bytes(made), dtype=np.uint8).reshape(-1, MARK_BYTES)
