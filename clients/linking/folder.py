@@ -23,9 +23,8 @@ from typing import Any, Final
 import numpy as np
 
 from clients.keys import write_file
-from clients.state import StateError
 from crossrec_model.durable import flush
-from crossrec_model.errors import DataError
+from crossrec_model.errors import DataError, StateError
 from crossrec_model.keyfile import alone, read_small
 from crossrec_model.linkage.links import Links
 from crossrec_model.linkage.messages import MAX_ELEMENTS, Purpose

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from clients.keys import write_file
-from clients.state import StateError
+from crossrec_model.errors import StateError
 from crossrec_model.keyfile import read_small
 from crossrec_model.linkage.channel import Channel, Parties
 from crossrec_model.linkage.group import Rows

@@ -11,7 +11,7 @@ from typing import Final
 from clients.linking.folder import LinkageFolder
 from clients.linking.kept import Kept, Phase, load_kept, on_disk, save_kept
 from clients.linking.line import Ask, Line, resumed_at
-from clients.state import StateError
+from crossrec_model.errors import StateError
 from crossrec_model.linkage.blinding import SEED_BYTES, Blinding
 from crossrec_model.linkage.channel import OfferSecret, Parties, partner_key
 from crossrec_model.linkage.elements import Elements
