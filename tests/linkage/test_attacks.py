@@ -286,8 +286,12 @@ def test_an_acceptance_by_somebody_else_or_of_another_offer() -> None:
     _, of_another = side("B").accept(other, ONE, _permit("A"), SYSTEM)
     _, good = side("B").accept(offer, ONE, _permit("A"), SYSTEM)
     changed = replace(decode_as(Accept, good), ephemeral=bytes(31) + b"\x09")
-    for wrong in (in_its_name, of_another, encode(changed)):
-        with pytest.raises(HandshakeError):
+    for wrong, words in (
+        (in_its_name, "not signed by"),
+        (of_another, "of another offer"),
+        (encode(changed), "not signed by"),
+    ):
+        with pytest.raises(HandshakeError, match=words):
             offered.accepted(wrong)
     assert not memory.times
     offered.accepted(good)
