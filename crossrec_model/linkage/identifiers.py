@@ -26,8 +26,8 @@ _MOST_ADDRESS: Final = 254
 _MOST_LOCAL: Final = 64
 _MOST_PHONE: Final = 64
 _GMAIL: Final = frozenset({"gmail.com", "googlemail.com"})
-#: Left out are spaces, controls, and what would need quotes.
-_LOCAL: Final = re.compile(r'[^\s\x00-\x1f\x7f-\x9f"(),:;<>@\[\]\\]+')
+#: Left out are spaces, controls, halves of surrogates, and what would need quotes.
+_LOCAL: Final = re.compile(r'[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff"(),:;<>@\[\]\\]+')
 _GTIN: Final = re.compile(r"[0-9]{8}|[0-9]{12,14}")
 _SEPARATORS: Final = re.compile(r"[ -]")
 

@@ -78,7 +78,7 @@ def test_users_and_items_are_linked_and_a_revoked_user_is_not(stage: Stage) -> N
     assert len(second) == len(others) == len(first)
     assert set(second.values()).isdisjoint(first.values())
 
-    rows = ["item_id,gtin", *(f"i{k},{_gtin(k)}" for k in range(150))]
+    rows = ["item_id,gtin", *(f"i{k},{_gtin(k)}" for k in range(1, 151))]
     catalogue = stage.folder / "items.csv"
     catalogue.write_text("\n".join(rows) + "\n", encoding="utf-8")
     a = _link(stage, "A", "B", port, catalogue, "--items")
