@@ -134,11 +134,13 @@ def test_refusals_are_told_in_a_line(stage: Stage) -> None:
     port = stage.port(stage.coordinator())
     few = _users(stage.folder / "few.csv", range(1, 20), "a")
     many = _users(stage.folder / "many.csv", range(300), "a")
+    other = stage.folder / "other.csv"
+    other.write_text("user,email\n", encoding="utf-8")
     for partner, data, words in (
         ("B", few, "only 19 consenting identifiers"),
         ("Z", many, "is not on the pinned roster"),
         ("A", many, "can't be linked with itself"),
-        ("B", stage.roster, "the first line must be user_id,email,phone,consent"),
+        ("B", other, "the first line must be user_id,email,phone,consent"),
     ):
         asked = _link(stage, "A", partner, port, data)
         assert asked.wait() == 2
