@@ -38,7 +38,7 @@ from crossrec_model.linkage.group import Cores, Rows, Scalar
 from crossrec_model.linkage.identifiers import Rules
 from crossrec_model.linkage.intersection import Compared, Exchanging, Side
 from crossrec_model.linkage.messages import Purpose
-from crossrec_model.linkage.policy import Marks, Past, Policy
+from crossrec_model.linkage.policy import Past, Policy
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import IdentityKey, Member
 from crossrec_model.secagg.roster import Roster
@@ -70,7 +70,7 @@ class NoMemory:
     def past(self, partner: str, purpose: Purpose) -> Past:
         return Past()
 
-    def record(self, partner: str, purpose: Purpose, time: int, marks: Marks) -> None:
+    def record(self, partner: str, purpose: Purpose, past: Past) -> None:
         return None
 
 

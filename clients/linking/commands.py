@@ -78,7 +78,8 @@ def link(arguments: Sequence[str]) -> int:
     folder, purpose = LinkageFolder(place), Purpose.ITEMS if options.items else Purpose.USERS
     with ExitStack() as held:
         progress = held.enter_context(progress_for())
-        held.enter_context(folder.held())
+        # Revoking meanwhile is possible: only the session is held, not the links.
+        held.enter_context(folder.held(folder.session_path(options.partner, purpose).name))
         if options.restart:
             folder.clear_session(options.partner, purpose)
         identity = load_identity(place)
@@ -101,9 +102,9 @@ def link(arguments: Sequence[str]) -> int:
         )
         session, end = run_session(task, held.enter_context(Cores(options.cores)))
         pairs = linked(task.elements, end, _names(options))
-        folder.write_links(
-            Links(partner=task.partner, purpose=purpose, session=session.id, pairs=pairs)
-        )
+        found = Links(partner=task.partner, purpose=purpose, session=session.id, pairs=pairs)
+        with folder.held():
+            folder.write_links(found)
         progress.note(
             f"{len(pairs)} {purpose.name.lower()} are linked with {task.partner}: of "
             f"{len(task.elements.digests)} identifiers here and at most {end.their_size} there"

@@ -1,7 +1,7 @@
 """What linkages leave in a platform's folder, all of it for its owner's eyes only.
 
     linkage/PARTNER.users.links     own id → link id, see `linkage.links`; replaced by each linkage
-    linkage/PARTNER.users.past      when linkages began, and marks of the last one's set
+    linkage/PARTNER.users.past      when linkages began, and marks of their sets, for as long as they count
     linkage/revoked.json            users who have revoked
     linkage/derived/LINK/           whatever was derived for a link; goes with it
     linkage/PARTNER.users/          an unfinished session, with its secrets
@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +28,8 @@ from crossrec_model.durable import flush
 from crossrec_model.errors import DataError, StateError
 from crossrec_model.keyfile import alone, read_small
 from crossrec_model.linkage.links import Links
-from crossrec_model.linkage.messages import MAX_ELEMENTS, Purpose
-from crossrec_model.linkage.policy import Marks, Past
+from crossrec_model.linkage.messages import Purpose
+from crossrec_model.linkage.policy import Past
 from crossrec_model.secagg.errors import SecureSumError
 from crossrec_model.secagg.identity import canonical, check_exact, fields, parse
 
@@ -38,10 +39,11 @@ DERIVED: Final = "derived"
 #: A links file of 2^24 lines of about 64 bytes.
 _MOST_LINKS: Final = 2 << 30
 _MOST_REVOKED: Final = 1 << 26
-_MOST_TIMES: Final = 10_000
+#: Some sets of 2^24 marks.
+_MOST_PAST: Final = 1 << 30
 _FORMAT: Final = 1
 _REVOKED_FIELDS: Final = {"format": int, "users": list}
-_PAST_FIELDS: Final = {"format": int, "times": list}
+_PAST_FIELDS: Final = {"format": int, "sizes": list, "times": list}
 
 
 def read_links(path: Path) -> dict[str, str]:
@@ -61,11 +63,15 @@ class LinkageFolder:
         self.path = platform_folder / LINKAGE
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Make the folder and hold it; others wait. Raises StateError if it can't be used."""
+    def held(self, what: str = "") -> Iterator[None]:
+        """Make the folder and hold `what` of it, a session or (by default) the links; others wait.
+
+        Raises:
+            StateError: if it can't be used.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with alone(self.path / "lock"):
+            with alone(self.path / f"{what}.lock"):
                 yield
         except OSError as error:
             raise StateError(f"{self.path} can't be used: {error.strerror}") from None
@@ -83,7 +89,12 @@ class LinkageFolder:
         return [_links(path) for path in sorted(self.path.glob("*.links"))]
 
     def write_links(self, links: Links) -> None:
-        """Replace the links with a partner; what was derived for links that are gone goes too."""
+        """Replace the links with a partner; what was derived for links that are gone goes too.
+
+        Who has revoked since the linkage began is left out. The links must be held.
+        """
+        if links.purpose is Purpose.USERS:
+            links = links.without(self.revoked())
         path = self.links_path(links.partner, links.purpose)
         before = set(_links(path).pairs.values()) if path.exists() else set()
         write_file(path, links.to_bytes())
@@ -140,29 +151,33 @@ class LinkageFolder:
         """See `policy.Memory`; raises StateError for a damaged file."""
         path = self.path / f"{_name(partner, purpose)}.past"
         try:
-            data = read_small(path, 8 * MAX_ELEMENTS + (1 << 20))
+            data = read_small(path, _MOST_PAST)
         except FileNotFoundError:
             return Past()
         except OSError as error:
             raise StateError(f"{path} can't be read: {error.strerror}") from None
         head, _, body = data.partition(b"\n")
         try:
-            times = fields(parse(head, path.name), path.name, _PAST_FIELDS)["times"]
-            if not all(type(time) is int and 0 <= time < 2**53 for time in times) or len(body) % 8:
+            found = fields(parse(head, path.name), path.name, _PAST_FIELDS)
+            times, sizes = found["times"], found["sizes"]
+            numbers = all(type(n) is int and 0 <= n < 2**53 for n in (*times, *sizes))
+            if not numbers or len(times) != len(sizes) or 8 * sum(sizes) != len(body):
                 raise StateError(f"{path} is damaged; restore it")
+            check_exact(_past_head(times, sizes), head, path.name)
         except SecureSumError as error:
             raise StateError(f"{path} is damaged ({error}); restore it") from None
+        ends = np.cumsum([0, *sizes]).tolist()
         marks = np.frombuffer(body, dtype="<u8")
-        if (marks[1:] <= marks[:-1]).any():
+        sets = tuple(marks[a:b] for a, b in pairwise(ends))
+        if any((one[1:] <= one[:-1]).any() for one in sets):
             raise StateError(f"{path} is damaged (marks out of order); restore it")
-        return Past(times=tuple(times), marks=marks)
+        return Past(times=tuple(times), sets=sets)
 
-    def record(self, partner: str, purpose: Purpose, time: int, marks: Marks) -> None:
+    def record(self, partner: str, purpose: Purpose, past: Past) -> None:
         """See `policy.Memory`."""
-        times = [*self.past(partner, purpose).times, time][-_MOST_TIMES:]
-        head = canonical({"format": _FORMAT, "times": times})
-        path = self.path / f"{_name(partner, purpose)}.past"
-        write_file(path, head + b"\n" + np.ascontiguousarray(marks, dtype="<u8").tobytes())
+        head = _past_head(list(past.times), [len(one) for one in past.sets])
+        body = b"".join(np.ascontiguousarray(one, dtype="<u8").tobytes() for one in past.sets)
+        write_file(self.path / f"{_name(partner, purpose)}.past", head + b"\n" + body)
 
     def clear_session(self, partner: str, purpose: Purpose) -> None:
         """Delete an unfinished session and its secrets."""
@@ -174,6 +189,10 @@ class LinkageFolder:
 
 def _name(partner: str, purpose: Purpose) -> str:
     return f"{partner}.{purpose.name.lower()}"
+
+
+def _past_head(times: list[int], sizes: list[int]) -> bytes:
+    return canonical({"format": _FORMAT, "sizes": sizes, "times": times})
 
 
 def _revoked(users: list[str]) -> bytes:

@@ -50,10 +50,16 @@ def padded_size(elements: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """Earlier linkages with one partner: when each began (Unix s), and the last one's marks."""
+    """Earlier linkages with one partner: when each began (Unix s), and the marks of each set."""
 
     times: tuple[int, ...] = ()
-    marks: Marks | None = None
+    sets: tuple[Marks, ...] = ()
+
+    def since(self, time: int) -> Past:
+        """Return those that began at `time` or later, and the last one in any case."""
+        pairs = list(zip(self.times, self.sets, strict=True))
+        kept = [pair for pair in pairs[:-1] if pair[0] >= time] + pairs[-1:]
+        return Past(times=tuple(t for t, _ in kept), sets=tuple(s for _, s in kept))
 
 
 class Memory(Protocol):
@@ -62,17 +68,17 @@ class Memory(Protocol):
     def past(self, partner: str, purpose: Purpose) -> Past:
         """Return what was recorded."""
 
-    def record(self, partner: str, purpose: Purpose, time: int, marks: Marks) -> None:
-        """Add a linkage, durably, before this returns."""
+    def record(self, partner: str, purpose: Purpose, past: Past) -> None:
+        """Replace what was recorded, durably, before this returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """At most `most` linkages with one partner in `period_s`, sets of at least `least` elements.
 
-    A set with new elements since the last linkage has at least `least_new` of them: the difference of
-    two intersections would otherwise tell about the few. Removed elements never stop a linkage, since a
-    revocation must take effect.
+    A set with new elements since the last linkage, or any other in the period, has at least `least_new` of
+    them: the difference of two intersections would otherwise tell about the few. Removed elements never
+    stop a linkage, since a revocation must take effect.
     """
 
     least: int = 100
@@ -113,11 +119,11 @@ class Policy:
                 f"{self.most} are allowed; wait {max(0.0, days):.1f} days"
             )
         marks = marks_of(digests)
-        if past.marks is not None:
-            new = len(np.setdiff1d(marks, past.marks, assume_unique=True))
+        for earlier in past.sets:
+            new = len(np.setdiff1d(marks, earlier, assume_unique=True))
             if 0 < new < self.least_new:
                 raise SmallChangeError(
-                    f"only {new} new identifiers since the last linkage with {partner}; "
+                    f"only {new} new identifiers since an earlier linkage with {partner}; "
                     f"wait until there are {self.least_new}, or link the set of then"
                 )
         return Permit(
@@ -137,8 +143,11 @@ class Permit:
     marks: Marks
 
     def use(self) -> None:
-        """Record the session, durably."""
-        self.memory.record(self.partner, self.purpose, self.time, self.marks)
+        """Record the session, durably; what is older than the period is forgotten."""
+        past = self.memory.past(self.partner, self.purpose)
+        past = Past(times=(*past.times, self.time), sets=(*past.sets, self.marks))
+        kept = past.since(self.time - self.policy.period_s)
+        self.memory.record(self.partner, self.purpose, kept)
 
     def check_partner(self, announced: int) -> None:
         """Raise SmallSetError for a partner's set that is below the minimum even when padded."""

@@ -34,7 +34,7 @@ from crossrec_model.linkage.messages import (
     decode,
     encode,
 )
-from crossrec_model.linkage.policy import Marks, Past, Policy
+from crossrec_model.linkage.policy import Past, Policy
 from crossrec_model.linkage.post import (
     ANY_THREAD,
     NO_BOX,
@@ -154,9 +154,10 @@ def _in_folder(name: str, read: Callable[[LinkageFolder], object]) -> Callable[[
 
 def _past(folder: LinkageFolder) -> None:
     found = folder.past("B", Purpose.USERS)
-    if found.marks is not None:
-        folder.record("B", Purpose.USERS, 7, found.marks)
-        same(folder.past("B", Purpose.USERS).times[:-1], found.times[-9_999:], "times")
+    folder.record("B", Purpose.USERS, found)
+    again = folder.past("B", Purpose.USERS)
+    same(again.times, found.times, "times")
+    same([s.tolist() for s in again.sets], [s.tolist() for s in found.sets], "sets")
 
 
 def _revoked(folder: LinkageFolder) -> None:
@@ -198,7 +199,7 @@ class _NoMemory:
     def past(self, partner: str, purpose: Purpose) -> Past:
         return Past()
 
-    def record(self, partner: str, purpose: Purpose, time: int, marks: Marks) -> None:
+    def record(self, partner: str, purpose: Purpose, past: Past) -> None:
         return None
 
 
@@ -281,7 +282,9 @@ TARGETS: Final = (
     ),
     Target(
         name="linkage.past",
-        seeds=lambda: [b'{"format":1,"times":[1,2]}\n' + np.arange(5, dtype="<u8").tobytes()],
+        seeds=lambda: [
+            b'{"format":1,"sizes":[2,3],"times":[1,2]}\n' + np.arange(5, dtype="<u8").tobytes()
+        ],
         check=_in_folder("B.users.past", _past),
         changes=OF_JSON,
         cost=Cost.DEAR,

@@ -11,7 +11,7 @@ import numpy as np
 from crossrec_model.linkage.group import Cores, Rows
 from crossrec_model.linkage.intersection import Compared, Exchanging, Side
 from crossrec_model.linkage.messages import Purpose
-from crossrec_model.linkage.policy import Marks, Past, Policy
+from crossrec_model.linkage.policy import Past, Policy
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import IdentityKey, Member
 from crossrec_model.secagg.roster import Roster
@@ -34,17 +34,17 @@ OPEN = Policy(least=0, most=1000, least_new=0)
 class Remembered:
     """A memory that lies in memory."""
 
-    times: dict[tuple[str, Purpose], tuple[int, ...]] = field(default_factory=dict)
-    marks: dict[tuple[str, Purpose], Marks] = field(default_factory=dict)
+    kept: dict[tuple[str, Purpose], Past] = field(default_factory=dict)
+
+    @property
+    def times(self) -> dict[tuple[str, Purpose], tuple[int, ...]]:
+        return {key: past.times for key, past in self.kept.items()}
 
     def past(self, partner: str, purpose: Purpose) -> Past:
-        key = (partner, purpose)
-        return Past(times=self.times.get(key, ()), marks=self.marks.get(key))
+        return self.kept.get((partner, purpose), Past())
 
-    def record(self, partner: str, purpose: Purpose, time: int, marks: Marks) -> None:
-        key = (partner, purpose)
-        self.times[key] = (*self.times.get(key, ()), time)
-        self.marks[key] = marks
+    def record(self, partner: str, purpose: Purpose, past: Past) -> None:
+        self.kept[partner, purpose] = past
 
 
 def digests(words: Iterable[object]) -> Rows:

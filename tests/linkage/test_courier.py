@@ -402,6 +402,11 @@ def test_revocation_deletes_links_and_what_was_derived(tmp_path: Path) -> None:
         assert read_links(folder.links_path("B", Purpose.USERS)) == {"u2": "2" * 32}
         # An item of the same name is none of hers.
         assert read_links(folder.links_path("B", Purpose.ITEMS)) == pairs
+        # A linkage that had begun before she revoked.
+        folder.write_links(
+            Links(partner="B", purpose=Purpose.USERS, session=b"z" * 16, pairs=pairs)
+        )
+        assert read_links(folder.links_path("B", Purpose.USERS)) == {"u2": "2" * 32}
         folder.allow_again(["nobody"])
         assert folder.revoked() == {"u1"}
         (folder.path / "revoked.json").write_bytes(b"{}")

@@ -95,3 +95,19 @@ def test_few_new_users_are_refused_and_revocations_never(words: range, allowed: 
 def test_a_policy_outside_its_bounds_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         Policy(**wrong)
+
+
+def test_a_set_taken_away_and_back_hides_nobody() -> None:
+    memory = Remembered()
+    _ask(memory, range(100)).use()
+    _ask(memory, range(50)).use()
+    # 51 are new since the last one, but one only since the first.
+    with pytest.raises(SmallChangeError):
+        _ask(memory, range(101))
+    # After the period only the last set is remembered.
+    late = NOW + 11 * DAY_S
+    _ask(memory, range(50), now=late).use()
+    assert memory.times["B", Purpose.USERS] == (late,)
+    with pytest.raises(SmallChangeError):
+        _ask(memory, range(51), now=late + 11 * DAY_S)
+    _ask(memory, range(101), now=late)
