@@ -1,4 +1,4 @@
-"""A platform's commands beside taking part: init, data, keys, terms, privacy, recommend."""
+"""A platform's commands beside taking part: init, data, keys, terms, privacy, recommend, link."""
 
 from __future__ import annotations
 
@@ -167,6 +167,24 @@ def _recommend(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _link(arguments: Sequence[str]) -> int:
+    from clients.linking.commands import link
+
+    return link(arguments)
+
+
+def _unlink(arguments: Sequence[str]) -> int:
+    from clients.linking.commands import unlink
+
+    return unlink(arguments)
+
+
+def _links(arguments: Sequence[str]) -> int:
+    from clients.linking.commands import links
+
+    return links(arguments)
+
+
 def settings_of(options: argparse.Namespace) -> Settings:
     """What an operator's options say; raises ConfigError for a value outside its bounds."""
     check_id(options.id)
@@ -195,4 +213,7 @@ COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "terms": _terms,
     "privacy": _privacy,
     "recommend": _recommend,
+    "link": _link,
+    "unlink": _unlink,
+    "links": _links,
 }

@@ -138,7 +138,7 @@ def probe(endpoint: Endpoint) -> None:
         NotThereError: if trying again may help.
         ConnectionRefusedByPeerError: if only a person can help.
     """
-    client = _client(endpoint)
+    client = open_client(endpoint)
     try:
         client.request("GET", "/health")
         status = client.getresponse().status
@@ -179,7 +179,7 @@ def fetch_notice(endpoint: Endpoint, headers: Mapping[str, str]) -> bytes | None
         NotThereError: if trying again may help.
         ConnectionRefusedByPeerError: if the coordinator refuses this platform.
     """
-    client = _client(endpoint)
+    client = open_client(endpoint)
     try:
         client.request("GET", NOTICE, headers=dict(headers))
         response = client.getresponse()
@@ -198,13 +198,13 @@ def fetch_notice(endpoint: Endpoint, headers: Mapping[str, str]) -> bytes | None
     return body
 
 
-def _client(endpoint: Endpoint) -> http.client.HTTPConnection:
-    port = int(endpoint.port)
+def open_client(endpoint: Endpoint) -> http.client.HTTPConnection:
+    """Return a connection for single questions, not opened yet."""
+    place = (endpoint.host, int(endpoint.port))
     if endpoint.insecure:
-        return http.client.HTTPConnection(endpoint.host, port, timeout=PROBE_TIMEOUT_S)
-    return http.client.HTTPSConnection(
-        endpoint.host, port, timeout=PROBE_TIMEOUT_S, context=endpoint.context()
-    )
+        return http.client.HTTPConnection(*place, timeout=PROBE_TIMEOUT_S)
+    context = endpoint.context()
+    return http.client.HTTPSConnection(*place, timeout=PROBE_TIMEOUT_S, context=context)
 
 
 def _certificate_problem(endpoint: Endpoint, error: ssl.SSLCertVerificationError) -> str:

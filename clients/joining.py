@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from clients.keys import load_identity, load_roster, pin, write_file
-from clients.state import StateError
 from crossrec_model.config import Plan
-from crossrec_model.errors import ConfigError
+from crossrec_model.errors import ConfigError, StateError
 from crossrec_model.keyfile import read_small
 from crossrec_model.secagg.errors import RosterError, SecureSumError
 from crossrec_model.secagg.invitation import Invitation, Notice, SignedPlan

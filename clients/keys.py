@@ -15,8 +15,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from clients.state import StateError
 from crossrec_model.durable import flush, write_durably
+from crossrec_model.errors import StateError
 from crossrec_model.keyfile import alone, read_key, read_small
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.errors import (

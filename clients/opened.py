@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clients.keys import write_file
-from clients.state import StateError
+from crossrec_model.errors import StateError
 from crossrec_model.keyfile import read_small
 from crossrec_model.secagg.errors import (
     OldRoundError,

@@ -16,12 +16,12 @@ from clients.item_graph import ItemGraph
 from clients.membership import Received
 from clients.private import PrivateModel, restore_private
 from clients.scoring import OWN, OWN_MODEL, Moment, SharedModel
-from clients.state import PlatformFolder, StateError, Trained
+from clients.state import PlatformFolder, Trained
 from crossrec_model.data.histories import read_histories
 from crossrec_model.data.items import item_table
 from crossrec_model.data.prepared import open_prepared
 from crossrec_model.data.splits import split_by_weeks
-from crossrec_model.errors import ConfigError, DataError
+from crossrec_model.errors import ConfigError, DataError, StateError
 from crossrec_model.parameters import Layout
 from crossrec_model.ranking import REPEAT_NAMES, Components, Mixture
 from crossrec_model.statistics import item_counts, log_popularity, shared_log_popularity

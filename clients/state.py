@@ -29,7 +29,7 @@ from clients.personal import Gain, Mixtures, Trial
 from clients.tensorfile import Tensors
 from crossrec_model.config import Plan
 from crossrec_model.data.splits import TimeSplit
-from crossrec_model.errors import CrossrecError
+from crossrec_model.errors import CrossrecError, StateError
 from crossrec_model.parameters import Layout
 from crossrec_model.ranking import Mixture
 from crossrec_model.statistics import Statistics
@@ -42,10 +42,6 @@ _STATISTICS: Final = ("sketch", "mean", "square", "pairs")
 
 _Left = dict[str, npt.NDArray[np.float32]]
 T = TypeVar("T")
-
-
-class StateError(CrossrecError):
-    """A state folder that can't be used."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

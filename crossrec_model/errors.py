@@ -41,6 +41,10 @@ class WireError(CrossrecError):
     """Bytes that are not a valid message."""
 
 
+class StateError(CrossrecError):
+    """A platform's folder that can't be used."""
+
+
 class FederationError(CrossrecError):
     """A federation that can't start or go on."""
 

@@ -135,6 +135,7 @@ def _coordinate(options: argparse.Namespace, setup: Setup, initial: InitialModel
     from server.doorkeeper import Doorkeeper
     from server.federation import RunOptions, coordinate, starting_point
     from server.journal import keep_journal
+    from server.linking import PostOffice
     from server.listener import bind, serving
     from server.metrics import Metrics, serving_metrics
     from server.progress import Together, progress_for
@@ -164,7 +165,8 @@ def _coordinate(options: argparse.Namespace, setup: Setup, initial: InitialModel
             port = held.enter_context(serving_metrics(metrics, options.metrics_port))
             print(f"metrics on http://127.0.0.1:{port}/metrics", flush=True)
         refused = held.enter_context(setup.refusals(metrics))
-        link = Link(Doorkeeper(setup.current_roster, audit=refused), setup.notice)
+        post = PostOffice(lambda: setup.current_roster().platforms, setup.linkages())
+        link = Link(Doorkeeper(setup.current_roster, audit=refused), setup.notice, post)
         with serving(link.application, listener, tls), link.courier() as courier:
             scheme, port = ("https" if tls else "http"), listener.getsockname()[1]
             print(f"coordinator on {scheme}://{setup.host}:{port}", flush=True)

@@ -96,6 +96,15 @@ class Doorkeeper:
             self._audit(refusal.reason, claimed, address)
         return refusal
 
+    def vouched(self, headers: Mapping[str, str]) -> str | None:
+        """The platform whose pass comes with this very request; None without one that counts now.
+
+        For requests that the transport does not sign: here the pass is the proof, and it is short-lived.
+        """
+        key = _decoded(headers.get(KEY_HEADER, ""))
+        refusal, platform = self._introduced(headers.get(HEADER), key)
+        return platform if refusal is None else None
+
     def _stands(self, member: Member) -> bool:
         """Whether the roster that counts now has this platform with this very key."""
         return member in self._roster().members

@@ -29,6 +29,7 @@ from server.courier import Arrivals, Loss, Lost, NodeId, arrivals
 from server.doorkeeper import Doorkeeper
 from server.federation import RunOptions, coordinate, starting_point
 from server.gate import Application, Gate
+from server.linking import PostOffice
 from server.records import from_record, paths_to, to_message, to_payload, to_record
 from server.rosters import read_roster
 
@@ -279,13 +280,16 @@ class Link:
     """
 
     def __init__(
-        self, doorkeeper: Doorkeeper | None = None, notice: Callable[[], bytes] | None = None
+        self,
+        doorkeeper: Doorkeeper | None = None,
+        notice: Callable[[], bytes] | None = None,
+        post: PostOffice | None = None,
     ) -> None:
         application = create_app(_settings(), SuperLinkLifespan)
         self._state: InMemoryLinkState = application.state.linkstate_factory.state()
         self._doorkeeper = doorkeeper
         #: What the network may reach; an ASGI application.
-        self.application: Application = Gate(application, doorkeeper, notice)
+        self.application: Application = Gate(application, doorkeeper, notice, post)
 
     @contextmanager
     def courier(self) -> Iterator[GridCourier]:

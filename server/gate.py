@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from server.doorkeeper import Doorkeeper, Refusal
+from crossrec_model.errors import WireError
+from crossrec_model.linkage.post import MAX_POST
+from server.doorkeeper import NO_PASS, TOO_MANY, Doorkeeper, Refusal
+from server.linking import PostOffice, TooManyError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -19,6 +22,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 FLEET: Final = "/v1/fleet/"
 HEALTH: Final = "/health"
 NOTICE: Final = "/federation"
+LINKAGE: Final = "/linkage"
 #: Header of a refusal, with its reason in one word.
 REASON: Final = b"crossrec-refused"
 CLOSED: Final = frozenset({"/v1/fleet/get-fab"})
@@ -35,6 +39,7 @@ class Gate:
         inner: what answers the requests that may pass.
         doorkeeper: decides who may speak; without one everybody may.
         notice: what stands at `NOTICE`: the signed roster and plan.
+        post: answers at `LINKAGE` whoever shows a pass; needs a doorkeeper.
     """
 
     def __init__(
@@ -42,8 +47,10 @@ class Gate:
         inner: Application,
         doorkeeper: Doorkeeper | None = None,
         notice: Callable[[], bytes] | None = None,
+        post: PostOffice | None = None,
     ) -> None:
         self._inner, self._doorkeeper, self._notice = inner, doorkeeper, notice
+        self._post = post
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an allowed request on; answer any other one here, without a body."""
@@ -56,6 +63,8 @@ class Gate:
         elif scope["path"] == NOTICE:
             body = self._notice() if self._notice else b""
             await _answer(send, 200 if body else 404, body)
+        elif scope["path"] == LINKAGE:
+            await self._link(scope, receive, send)
         else:
             await self._inner(scope, await _whole(receive), send)
 
@@ -67,23 +76,45 @@ class Gate:
         address = str((scope.get("client") or ("unknown",))[0])
         if scope["path"] == HEALTH:
             return self._doorkeeper.strangers_turn(address)
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        return self._doorkeeper.check(headers, address)
+        return self._doorkeeper.check(_texts(scope), address)
+
+    async def _link(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a platform's request about a linkage; the connection stays for the next one."""
+        platform = self._doorkeeper.vouched(_texts(scope)) if self._doorkeeper else None
+        if self._post is None or scope["method"] != "POST":
+            await _answer(send, 404, b"")
+        elif platform is None:
+            await _answer(send, NO_PASS.status, b"", (REASON, NO_PASS.told.encode()))
+        else:
+            message = await (await _whole(receive))()
+            try:
+                body = self._post.answer(platform, message.get("body", b""))
+            except WireError:
+                await _answer(send, 400, b"")
+            except TooManyError:
+                await _answer(send, TOO_MANY.status, b"", (REASON, TOO_MANY.told.encode()))
+            else:
+                await _answer(send, 200, body, close=False)
 
 
-async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    start = {"status": status, "headers": [length, (b"connection", b"close"), *headers]}
-    await send({"type": "http.response.start", **start})
+def _texts(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+async def _answer(
+    send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes], close: bool = True
+) -> None:
+    shown = [(b"content-length", str(len(body)).encode()), *headers]
+    if close:
+        shown.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": shown})
     await send({"type": "http.response.body", "body": body})
 
 
 def _refusal(scope: Scope) -> int | None:
     """Return the status with which a request is refused, None if it may pass."""
     path: str = scope["path"]
-    if not (path in {HEALTH, NOTICE} or path.startswith(FLEET)) or path in CLOSED:
+    if not (path in {HEALTH, NOTICE, LINKAGE} or path.startswith(FLEET)) or path in CLOSED:
         return 404
     headers = dict(scope["headers"])
     if len(headers) < len(scope["headers"]):
@@ -92,7 +123,8 @@ def _refusal(scope: Scope) -> int | None:
     if b"transfer-encoding" in headers:
         return 411
     length = headers.get(b"content-length", b"0")
-    if not length.isdigit() or len(length) > _DIGITS or int(length) > MAX_REQUEST_BYTES:
+    most = MAX_POST if path == LINKAGE else MAX_REQUEST_BYTES
+    if not length.isdigit() or len(length) > _DIGITS or int(length) > most:
         return 413
     return None
 

@@ -74,6 +74,21 @@ class Setup:
 
             yield record
 
+    def linkages(self) -> Callable[[str, str, str], None]:
+        """Return what takes down (sender, receiver, purpose) of each linkage that begins."""
+
+        def record(sender: str, receiver: str, purpose: str) -> None:
+            _LOG.info("%s offers %s a linkage of %s", sender, receiver, purpose)
+            if self.audit is None:
+                return
+            try:
+                with AuditLog.open(self.audit) as log:
+                    log.record("linkage", sender=sender, receiver=receiver, purpose=purpose)
+            except FederationError as error:
+                _LOG.error("a linkage was not written down: %s", error)
+
+        return record
+
     def current_roster(self) -> Roster:
         """The roster that counts for the door now."""
         return self.door() if self.door else self.roster

@@ -10,10 +10,10 @@ from clients.adapters import COMPLETE_JOURNEY
 from clients.checks.folder import accepted_plan, trusted_roster
 from clients.guard import check_price
 from clients.membership import Received
-from clients.state import PlatformFolder, StateError
+from clients.state import PlatformFolder
 from crossrec_model.checkup import Finding, ok, refused, warn
 from crossrec_model.config import Plan
-from crossrec_model.errors import ConfigError
+from crossrec_model.errors import ConfigError, StateError
 from crossrec_model.privacy.events import Budget, Event
 from crossrec_model.privacy.ledger import LEDGER, History, read_history
 from crossrec_model.privacy.planning import run_events

@@ -9,10 +9,10 @@ from pathlib import Path
 from clients.guard import check_noise
 from clients.keys import IDENTITY, load_identity, load_roster, read_roster
 from clients.opened import OPENED, Opened
-from clients.state import PlatformFolder, StateError
+from clients.state import PlatformFolder
 from crossrec_model.checkup import Finding, fail, ok, refused, unchecked, warn
 from crossrec_model.checkup_machine import held, private_files
-from crossrec_model.errors import ConfigError, CrossrecError
+from crossrec_model.errors import ConfigError, CrossrecError, StateError
 from crossrec_model.federation_files import PLAN, read_join, read_plan
 from crossrec_model.secagg.errors import RosterError, SecureSumError
 from crossrec_model.secagg.invitation import SignedPlan

@@ -90,6 +90,7 @@ def all_targets() -> tuple[Target, ...]:
     import targets_database
     import targets_http
     import targets_keys
+    import targets_linkage
     import targets_plans
     import targets_platform
     import targets_settings
@@ -98,7 +99,7 @@ def all_targets() -> tuple[Target, ...]:
     import targets_wire
 
     modules = (
-        *(targets_wire, targets_keys, targets_sums),
+        *(targets_wire, targets_keys, targets_sums, targets_linkage),
         *(targets_plans, targets_platform, targets_state, targets_coordinator, targets_database),
         *(targets_settings, targets_http, targets_data),
     )
