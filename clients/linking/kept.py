@@ -29,7 +29,7 @@ SESSION: Final = "session.json"
 _FORMAT: Final = 1
 _TEXTS: Final = (
     *("phase", "initiator", "responder", "purpose"),
-    *("federation", "seed", "secret", "offer", "root", "session", "thread", "elements"),
+    *("federation", "partner", "seed", "secret", "offer", "root", "session", "thread", "elements"),
 )
 _NUMBERS: Final = (
     *("format", "time", "their_size", "sent_blocks", "returned", "taken_blocks"),
@@ -52,11 +52,13 @@ class Phase(StrEnum):
 class Kept:
     """All that a session needs to go on, but for the elements, which are read again.
 
-    `elements` is their digest; `secret` and `offer` are the initiator's until its offer is accepted.
+    `partner` is the pinned key of then, `elements` their digest; `secret` and `offer` are the
+    initiator's until its offer is accepted.
     """
 
     phase: Phase = Phase.NEW
     parties: Parties
+    partner: bytes
     time: int
     elements: bytes
     seed: bytes = field(repr=False)
@@ -100,7 +102,7 @@ class Kept:
             "sent": self.sent,
             "taken": self.taken,
         }
-        secret = ("elements", "seed", "secret", "offer", "root", "session", "thread")
+        secret = ("partner", "elements", "seed", "secret", "offer", "root", "session", "thread")
         content |= {name: getattr(self, name).hex() for name in secret}
         return canonical(content | {"sha256": sha256(canonical(content)).hexdigest()})
 
