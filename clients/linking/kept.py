@@ -5,6 +5,7 @@ It holds the session's secrets: it is for the owner's eyes only and is deleted a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -167,6 +168,8 @@ def on_disk(folder: Path) -> tuple[Callable[[str, int], Rows], Callable[[], None
                 write_file(path, b"")
             with path.open("r+b") as stream:
                 stream.truncate(size)
+                # A full disk is noticed here, not by a signal in the midst of a block.
+                os.posix_fallocate(stream.fileno(), 0, size)
             array = np.memmap(path, dtype=np.uint8, mode="r+", shape=(rows, MARK_BYTES))
         except OSError as error:
             raise StateError(f"{path} can't be written: {error.strerror}; make room") from None
