@@ -33,6 +33,10 @@ MOST_OF_ALL: Final = 1024
 #: Requests of one platform: so many at once, and so many a second later on.
 BURST: Final = 400.0
 RATE_PER_S: Final = 200.0
+#: Attempts that one platform may begin: so many at once, and so many a second later on. Each is a
+#: line of the audit log.
+BEGIN_BURST: Final = 60.0
+BEGIN_PER_S: Final = 0.2
 #: A box that nobody has touched for so long is thrown away, in seconds.
 KEPT_S: Final = 86_400.0
 
@@ -55,6 +59,22 @@ class _Box:
     frames: deque[bytes] = field(default_factory=deque)
 
 
+class _Buckets:
+    """How much each platform may still do: `most` at once, `rate` a second."""
+
+    def __init__(self, most: float, rate: float) -> None:
+        self._most, self._rate = most, rate
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def take(self, platform: str, now: float) -> bool:
+        """Count once; whether it was allowed."""
+        left, since = self._left.get(platform, (self._most, now))
+        left = min(self._most, left + max(0.0, now - since) * self._rate)
+        allowed = left >= 1.0
+        self._left[platform] = (left - 1.0 if allowed else left, now)
+        return allowed
+
+
 class PostOffice:
     """Answers the platforms' requests; for one thread.
 
@@ -72,7 +92,8 @@ class PostOffice:
     ) -> None:
         self._members, self._begun, self._clock = members, begun, clock
         self._boxes: dict[Way, _Box] = {}
-        self._buckets: dict[str, tuple[float, float]] = {}
+        self._requests = _Buckets(BURST, RATE_PER_S)
+        self._attempts = _Buckets(BEGIN_BURST, BEGIN_PER_S)
 
     def answer(self, platform: str, request: bytes) -> bytes:
         """Answer a request of a platform whose pass was checked.
@@ -81,7 +102,8 @@ class PostOffice:
             WireError: for anything but a push or a pull.
             TooManyError: for a platform that asks too often.
         """
-        self._count(platform)
+        if not self._requests.take(platform, self._clock()):
+            raise TooManyError(platform)
         message = decode_post(request)
         if isinstance(message, Push):
             return encode_post(self._push(platform, message))
@@ -100,11 +122,12 @@ class PostOffice:
         way = (sender, push.partner, push.purpose)
         box = self._boxes.get(way)
         if push.opens and (box is None or box.thread != push.thread):
-            if self._is_full(sender):
+            begins = push.number == 0
+            if self._is_full(sender) or (begins and not self._attempts.take(sender, self._clock())):
                 return Pushed(status=Status.FULL, received=0)
             box = _Box(push.thread, push.number, self._clock())
             self._boxes[way] = box
-            if push.number == 0:
+            if begins:
                 self._begun(sender, push.partner, push.purpose.name.lower())
         if box is None:
             return Pushed(status=Status.NO_THREAD, received=0)
@@ -151,11 +174,3 @@ class PostOffice:
             del self._boxes[way]
         own = sum(len(box.frames) for way, box in self._boxes.items() if way[0] == sender)
         return own >= MOST_OF_SENDER or self.waiting >= MOST_OF_ALL
-
-    def _count(self, platform: str) -> None:
-        now = self._clock()
-        left, since = self._buckets.get(platform, (BURST, now))
-        left = min(BURST, left + max(0.0, now - since) * RATE_PER_S)
-        self._buckets[platform] = (max(0.0, left - 1.0), now)
-        if left < 1.0:
-            raise TooManyError(platform)

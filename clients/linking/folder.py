@@ -15,8 +15,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -89,16 +89,24 @@ class LinkageFolder:
         return [_links(path) for path in sorted(self.path.glob("*.links"))]
 
     def write_links(self, links: Links) -> None:
-        """Replace the links with a partner; what was derived for links that are gone goes too.
+        """Replace the links with a partner; what was derived for links that are gone goes first.
 
-        Who has revoked since the linkage began is left out. The links must be held.
+        So nothing derived is left without a link by which it would be found and deleted later. Who has
+        revoked since the linkage began is left out. The links must be held.
         """
         if links.purpose is Purpose.USERS:
             links = links.without(self.revoked())
         path = self.links_path(links.partner, links.purpose)
-        before = set(_links(path).pairs.values()) if path.exists() else set()
+        new, kept = set(links.pairs.values()), set[str]()
+        for other in self.path.glob("*.links"):
+            if other != path:
+                kept.update(_links(other).pairs.values())
+        if path.exists():
+            # A damaged file says nothing; what nobody lists is deleted in any case.
+            with suppress(DataError):
+                kept.difference_update(_links(path).pairs.values())
+        self._forget_all_but(kept | new)
         write_file(path, links.to_bytes())
-        self._forget(before.difference(links.pairs.values()))
 
     def revoked(self) -> frozenset[str]:
         """Users who have revoked; they take part in no linkage."""
@@ -143,9 +151,17 @@ class LinkageFolder:
             raise DataError("a link id is 32 hexadecimal digits")
         return self.path / DERIVED / link
 
-    def _forget(self, links: Iterable[str]) -> None:
-        for link in links:
-            shutil.rmtree(self.derived(link), ignore_errors=True)
+    def _forget_all_but(self, links: Set[str]) -> None:
+        path = self.path / DERIVED
+        try:
+            for each in path.iterdir() if path.exists() else ():
+                if each.name not in links:
+                    shutil.rmtree(each)
+        except OSError as error:
+            raise StateError(
+                f"{error.filename} can't be deleted: {error.strerror}; what was derived of a user "
+                "is still there: delete it, then try again"
+            ) from None
 
     def past(self, partner: str, purpose: Purpose) -> Past:
         """See `policy.Memory`; raises StateError for a damaged file."""

@@ -5,6 +5,7 @@ It holds the session's secrets: it is for the owner's eyes only and is deleted a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -29,7 +30,7 @@ SESSION: Final = "session.json"
 _FORMAT: Final = 1
 _TEXTS: Final = (
     *("phase", "initiator", "responder", "purpose"),
-    *("federation", "seed", "secret", "offer", "root", "session", "thread", "elements"),
+    *("federation", "partner", "seed", "secret", "offer", "root", "session", "thread", "elements"),
 )
 _NUMBERS: Final = (
     *("format", "time", "their_size", "sent_blocks", "returned", "taken_blocks"),
@@ -52,11 +53,13 @@ class Phase(StrEnum):
 class Kept:
     """All that a session needs to go on, but for the elements, which are read again.
 
-    `elements` is their digest; `secret` and `offer` are the initiator's until its offer is accepted.
+    `partner` is the pinned key of then, `elements` their digest; `secret` and `offer` are the
+    initiator's until its offer is accepted.
     """
 
     phase: Phase = Phase.NEW
     parties: Parties
+    partner: bytes
     time: int
     elements: bytes
     seed: bytes = field(repr=False)
@@ -100,7 +103,7 @@ class Kept:
             "sent": self.sent,
             "taken": self.taken,
         }
-        secret = ("elements", "seed", "secret", "offer", "root", "session", "thread")
+        secret = ("partner", "elements", "seed", "secret", "offer", "root", "session", "thread")
         content |= {name: getattr(self, name).hex() for name in secret}
         return canonical(content | {"sha256": sha256(canonical(content)).hexdigest()})
 
@@ -165,6 +168,8 @@ def on_disk(folder: Path) -> tuple[Callable[[str, int], Rows], Callable[[], None
                 write_file(path, b"")
             with path.open("r+b") as stream:
                 stream.truncate(size)
+                # A full disk is noticed here, not by a signal in the midst of a block.
+                os.posix_fallocate(stream.fileno(), 0, size)
             array = np.memmap(path, dtype=np.uint8, mode="r+", shape=(rows, MARK_BYTES))
         except OSError as error:
             raise StateError(f"{path} can't be written: {error.strerror}; make room") from None

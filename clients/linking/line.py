@@ -166,6 +166,7 @@ class Line:
             elif answer.status in {Status.NO_THREAD, Status.OUT_OF_ORDER} and not opens:
                 # The courier has lost its boxes: all that was not received goes out again.
                 self._posted = self._received
+                return
             else:
                 self._check(answer.status)
                 return

@@ -122,31 +122,43 @@ class Session:
 
     def _begin(self) -> Kept:
         task, digest = self._task, sha256(self._task.elements.digests.tobytes()).digest()
+        own, roster = task.side.platform, task.side.roster
+        key = partner_key(roster, own, task.partner)
+        first, second = sorted((own, task.partner))
+        parties = Parties(
+            federation=federation_of(roster),
+            initiator=first,
+            responder=second,
+            purpose=task.purpose,
+        )
         kept = load_kept(self._path)
         if kept is None:
-            own = task.side.platform
-            partner_key(task.side.roster, own, task.partner)
             self._permit()
-            first, second = sorted((own, task.partner))
             return Kept(
-                parties=Parties(
-                    federation=federation_of(task.side.roster),
-                    initiator=first,
-                    responder=second,
-                    purpose=task.purpose,
-                ),
+                parties=parties,
+                partner=key.raw,
                 time=int(time.time()),
                 elements=digest,
                 seed=task.randomness.bytes(SEED_BYTES),
                 thread=task.randomness.bytes(THREAD_BYTES) if own == first else ANY_THREAD,
+            )
+        if (kept.parties, kept.partner) != (parties, key.raw):
+            raise StateError(
+                f"the federation, or the key of {task.partner}, has changed since the linkage was "
+                "interrupted; begin anew with --restart"
             )
         if kept.elements != digest:
             raise StateError(
                 f"the rows have changed since the linkage with {task.partner} was interrupted; bring "
                 "them back, or begin anew with --restart"
             )
-        if kept.phase is not Phase.NEW:
-            task.report(f"going on with the interrupted linkage with {task.partner}")
+        task.report(f"going on with the interrupted linkage with {task.partner}")
+        times = task.folder.past(task.partner, task.purpose).times
+        if kept.phase in {Phase.OFFERED, Phase.ACCEPTED} and kept.time not in times:
+            # It was not counted yet: it counts as of now, and is allowed now or not at all.
+            self._permit()
+            kept = replace(kept, time=int(time.time()))
+            save_kept(self._path, kept)
         return kept
 
     def _permit(self) -> Permit:

@@ -76,22 +76,23 @@ class Elements:
 def people(rows: Iterable[Person], rules: Rules, revoked: frozenset[str] = frozenset()) -> Elements:
     """Return the set of the consenting users who have not revoked.
 
-    A user who says no in any of her rows has not consented.
+    A user who says no in any of her rows has not consented. What she shares with somebody who does
+    consent links neither: it would go out in spite of her no.
     """
     gathered = _Gathered()
     denied = bytearray()
     for row in rows:
         owner = owner_of(row.user)
-        if row.user in revoked or not row.consent:
+        asked = row.consent and row.user not in revoked
+        if not asked:
             gathered.count(LeftOut.REVOKED if row.user in revoked else LeftOut.NO_CONSENT)
             denied += owner
-            continue
-        if not (row.email or row.phone):
+        elif not (row.email or row.phone):
             gathered.count(LeftOut.NO_IDENTIFIER)
         if row.email:
-            gathered.take("email", rules.email, row.email, owner, LeftOut.BAD_EMAIL)
+            gathered.take("email", rules.email, row.email, owner, LeftOut.BAD_EMAIL, asked)
         if row.phone:
-            gathered.take("phone", rules.phone, row.phone, owner, LeftOut.BAD_PHONE)
+            gathered.take("phone", rules.phone, row.phone, owner, LeftOut.BAD_PHONE, asked)
     return gathered.elements(denied)
 
 
@@ -116,6 +117,7 @@ def owner_of(name: str) -> bytes:
 class _Gathered:
     def __init__(self) -> None:
         self._digests, self._owners, self._first = bytearray(), bytearray(), bytearray()
+        self._asked = bytearray()
         self._counts: Counter[LeftOut] = Counter()
 
     def count(self, reason: LeftOut, times: int = 1) -> None:
@@ -123,26 +125,34 @@ class _Gathered:
             self._counts[reason] += times
 
     def take(
-        self, kind: str, form: Callable[[str], str], text: str, owner: bytes, reason: LeftOut
+        self,
+        kind: str,
+        form: Callable[[str], str],
+        text: str,
+        owner: bytes,
+        reason: LeftOut,
+        asked: bool = True,
     ) -> None:
+        """Take an identifier; one that is not `asked` for only stands in others' way."""
         try:
             value = form(text)
         except IdentifierError:
-            self._counts[reason] += 1
+            self.count(reason, int(asked))
             return
         self._digests += digest("linkage identifier", PROTOCOL, VERSION, kind, value)
         self._owners += owner
         self._first.append(kind != "phone")
+        self._asked.append(asked)
 
     def elements(self, denied: bytes | bytearray) -> Elements:
         """Leave out who denied, duplicates and conflicts; keep the order."""
         digests = np.frombuffer(bytes(self._digests), dtype=np.uint8).reshape(-1, 32)
         owners = np.frombuffer(bytes(self._owners), dtype=f"S{OWNER_BYTES}")
         first = np.frombuffer(bytes(self._first), dtype=np.bool_)
+        asked = np.frombuffer(bytes(self._asked), dtype=np.bool_)
         allowed = ~np.isin(owners, np.frombuffer(bytes(denied), dtype=owners.dtype))
-        self.count(LeftOut.NO_CONSENT, int(np.count_nonzero(~allowed)))
-        digests, owners, first = digests[allowed], owners[allowed], first[allowed]
-        kept = self._kept(digests, owners)
+        self.count(LeftOut.NO_CONSENT, int(np.count_nonzero(~allowed & asked)))
+        kept = self._kept(digests, owners, allowed)
         return Elements(
             digests=digests[kept],
             owners=owners[kept],
@@ -150,8 +160,13 @@ class _Gathered:
             left_out=dict(sorted(self._counts.items())),
         )
 
-    def _kept(self, digests: Rows, owners: Owners) -> npt.NDArray[np.int64]:
-        """Return the places of elements that stand once, and of the first of those that repeat."""
+    def _kept(
+        self, digests: Rows, owners: Owners, allowed: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.int64]:
+        """Return the places of elements that stand once, and of the first of those that repeat.
+
+        Conflicts are with everybody; only what is allowed is counted and kept.
+        """
         # 16 bytes of a digest tell elements apart.
         marks = np.ascontiguousarray(digests[:, :16]).view("<u8")
         order = np.lexsort((marks[:, 1], marks[:, 0]))
@@ -163,7 +178,8 @@ class _Gathered:
         same = owners[order] == owners[leaders][group]
         fine = np.ones(len(leaders), dtype=np.bool_)
         fine[group[~same]] = False
-        self.count(LeftOut.CONFLICT, int(np.count_nonzero(~fine[group])))
-        self.count(LeftOut.DUPLICATE, int(np.count_nonzero(~begins & fine[group])))
-        kept: npt.NDArray[np.int64] = np.sort(leaders[fine])
+        counted = allowed[order]
+        self.count(LeftOut.CONFLICT, int(np.count_nonzero(~fine[group] & counted)))
+        self.count(LeftOut.DUPLICATE, int(np.count_nonzero(~begins & fine[group] & counted)))
+        kept: npt.NDArray[np.int64] = np.sort(leaders[fine & allowed[leaders]])
         return kept

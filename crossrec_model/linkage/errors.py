@@ -49,6 +49,10 @@ class RepeatedElementError(LinkageError):
     """The same element twice in one set: it would be counted twice, or probe for one person."""
 
 
+class MadeUpError(LinkageError):
+    """An answer by which padding, that nobody else can have, would be common: answers are made up."""
+
+
 class TruncatedError(LinkageError):
     """The other side ended before its last block."""
 

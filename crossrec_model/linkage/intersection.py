@@ -31,6 +31,7 @@ from crossrec_model.linkage.channel import Channel, OfferSecret, accept_offer, m
 from crossrec_model.linkage.errors import (
     BlockNumberError,
     BlockSizeError,
+    MadeUpError,
     MissingBlockError,
     PointError,
     RepeatedElementError,
@@ -300,6 +301,7 @@ class Exchanging:
         Raises:
             TruncatedError: if blocks are missing.
             RepeatedElementError: if an element stands twice, in whatever blocks.
+            MadeUpError: if padding is common, which nobody else can have.
         """
         if not self.over:
             raise TruncatedError(
@@ -316,11 +318,12 @@ class Exchanging:
         places = np.minimum(np.searchsorted(theirs, own), len(theirs) - 1)
         found = np.flatnonzero(theirs[places] == own)
         elements = self.blinding.order[found]
-        real = elements < self.blinding.elements
-        links = _links(self.channel.secret("links"), self.own[found[real]])
-        return Compared(
-            elements=elements[real].astype(np.int64), links=links, their_size=self.their_size
-        )
+        if (elements >= self.blinding.elements).any():
+            raise MadeUpError(
+                "the other side's answers claim to know what nobody else can have; it cheats"
+            )
+        links = _links(self.channel.secret("links"), self.own[found])
+        return Compared(elements=elements.astype(np.int64), links=links, their_size=self.their_size)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -117,7 +117,14 @@ def _links(data: bytes) -> None:
 
 def _kept() -> bytes:
     parties = Parties(federation=b"f" * 32, initiator="A", responder="B", purpose=Purpose.USERS)
-    kept = Kept(phase=Phase.OPENING, parties=parties, time=7, elements=b"e" * 32, seed=b"s" * 32)
+    kept = Kept(
+        phase=Phase.OPENING,
+        parties=parties,
+        partner=b"p" * 32,
+        time=7,
+        elements=b"e" * 32,
+        seed=b"s" * 32,
+    )
     return kept.to_json()
 
 

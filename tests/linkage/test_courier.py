@@ -370,6 +370,7 @@ def test_a_kept_session_comes_back_and_every_damage_is_noticed() -> None:
     kept = Kept(
         phase=Phase.OFFERED,
         parties=Parties(federation=b"f" * 32, initiator="A", responder="B", purpose=Purpose.USERS),
+        partner=KEYS["B"].public.raw,
         time=7,
         elements=b"e" * 32,
         seed=SYSTEM.bytes(32),
