@@ -1,4 +1,4 @@
-"""A platform's commands beside taking part: init, data, keys, terms, privacy, recommend."""
+"""A platform's commands beside taking part: init, data, keys, terms, privacy, recommend, serve."""
 
 from __future__ import annotations
 
@@ -167,6 +167,18 @@ def _recommend(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _serve(arguments: Sequence[str]) -> int:
+    from clients.serving.command import serve
+
+    return serve(arguments)
+
+
+def _api_keys(arguments: Sequence[str]) -> int:
+    from clients.serving.command import api_keys
+
+    return api_keys(arguments)
+
+
 def settings_of(options: argparse.Namespace) -> Settings:
     """What an operator's options say; raises ConfigError for a value outside its bounds."""
     check_id(options.id)
@@ -195,4 +207,6 @@ COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "terms": _terms,
     "privacy": _privacy,
     "recommend": _recommend,
+    "serve": _serve,
+    "api-keys": _api_keys,
 }
