@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -34,6 +35,8 @@ def serve(arguments: Sequence[str]) -> int:
     add("--log-calls", action="store_true", help="a line for every call, not only refused ones")
     options = parser.parse_args(arguments)
     check_id(options.id)
+    # Calls are answered one at a time: a pool of threads for small products would only spin.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         from clients.serving.process import ServeSettings
         from clients.serving.process import serve as run

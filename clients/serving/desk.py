@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Final, overload
 
 from clients.serving import calls
-from clients.serving.access import Doorkeeper
+from clients.serving.access import Doorkeeper, KeyFileError
 from clients.serving.calls import Code, RefusedCallError
 from clients.serving.events import EventStore, EventStoreError
 from clients.serving.limits import RateLimit
@@ -68,7 +68,13 @@ class Desk:
         """
         name = caller.address
         if self._doorkeeper is not None:
-            name = await self._named(caller, self._doorkeeper)
+            try:
+                name = await self._named(caller, self._doorkeeper)
+            except KeyFileError as error:
+                _LOG.error("nobody is let in", extra={"reason": str(error)})
+                raise RefusedCallError(
+                    Code.UNAVAILABLE, "the service can't look at its API keys; try again later"
+                ) from None
         if not self._limit.allows(name):
             raise RefusedCallError(Code.EXHAUSTED, "too many calls; wait a second and try again")
 

@@ -17,6 +17,8 @@ Int = npt.NDArray[np.int64]
 
 #: A list is chosen among so many of the best for each of its places.
 POOL: Final = 10
+FEWEST: Final = 100
+MOST: Final = 1000
 #: A determinant's factor below is taken for 0: all that is left is like what is chosen already.
 _LEAST_GAIN: Final = 1e-10
 _OWN: Final = 1e-3
@@ -34,7 +36,7 @@ def best(scores: Float, k: int) -> Int:
 
 def pool_size(k: int, diversity: float) -> int:
     """Among how many of the best a list of `k` is chosen."""
-    return k if diversity == 0 else max(POOL * k, 100)
+    return k if diversity == 0 else min(max(POOL * k, FEWEST), MOST)
 
 
 def mmr(relevance: Wide, alike: Wide, k: int, diversity: float) -> Int:

@@ -15,13 +15,13 @@ import torch
 
 from clients.dataset import Dataset
 from clients.item_graph import ItemGraph
-from clients.private import restore_private
+from clients.private import PrivateModel, restore_private
 from clients.recommend import trained_on_disk
 from clients.scoring import OWN, OWN_MODEL, Moment, SharedModel
 from clients.serving.events import RecordedEvent
 from clients.serving.networks import LiveNetwork
 from clients.serving.past import Past, past_of
-from clients.state import PlatformFolder, StateError
+from clients.state import PlatformFolder, StateError, Trained
 from crossrec_model.config import TrainingConfig
 from crossrec_model.data.histories import Histories, read_histories
 from crossrec_model.data.items import ItemTable, item_table
@@ -133,35 +133,36 @@ def load_model(folder: PlatformFolder, platform: str) -> LiveModel:
         StateError: if the platform is unknown or not yet trained; the message says what to run.
         DataError: if its prepared data are missing or damaged.
     """
-    version = version_on_disk(folder)
-    trained, device = trained_on_disk(folder, platform), torch.device("cpu")
-    plan, served = trained.received.plan, trained.personal.mixtures.served
-    prepared = open_prepared(folder.data)
+    version, trained = version_on_disk(folder), trained_on_disk(folder, platform)
+    plan, prepared = trained.received.plan, open_prepared(folder.data)
     items = item_table(prepared.catalogue(), plan.model)
     with prepared.reading():
         histories = read_histories(prepared.interactions(), items, plan.model.buckets)
     split = split_by_weeks(float(histories.day.max()))
-    dataset = Dataset(items=items, histories=histories, split=split, device=device)
-    moment = Moment.at(dataset, plan.training, split.end)
-    network, statistics = Layout(plan.model).unpack(trained.received.vector, device)
+    dataset = Dataset(items=items, histories=histories, split=split, device=torch.device("cpu"))
+    return live_model(dataset, trained, platform=platform, version=version, day=split.end)
+
+
+def live_model(
+    dataset: Dataset, trained: Trained, *, platform: str, version: str, day: float
+) -> LiveModel:
+    """What is served as of a day, of which later events tell nothing.
+
+    Raises:
+        StateError: if the trained private network is not of its plan's shape.
+    """
+    plan, served = trained.received.plan, trained.personal.mixtures.served
+    moment, items = Moment.at(dataset, plan.training, day), dataset.items
+    network, statistics = Layout(plan.model).unpack(trained.received.vector, dataset.device)
     shared = SharedModel(plan=plan, network=network, statistics=statistics)
-    own = log_popularity(item_counts(histories, len(items), moment.day))
+    own = log_popularity(item_counts(dataset.histories, len(items), day))
     everywhere = shared_log_popularity(statistics, items)
     networks = {
         SHARED_MODEL: LiveNetwork(
             network, statistics, dataset.tensors, everywhere, moment.candidates, plan.training
         )
     }
-    if OWN_MODEL in served.names and trained.personal.statistics is not None:
-        try:
-            private = restore_private(
-                *(dataset, plan, trained.personal.tensors, trained.personal.statistics),
-                day=moment.day,
-            )
-        except RuntimeError:
-            raise StateError(
-                "the private model on disk is not of its plan's shape; take part again"
-            ) from None
+    if (private := _private(moment, trained)) is not None:
         networks[OWN_MODEL] = LiveNetwork(
             *(private.network, private.statistics, private.tensors),
             *(own, moment.candidates, plan.training),
@@ -170,10 +171,10 @@ def load_model(folder: PlatformFolder, platform: str) -> LiveModel:
         platform=platform,
         version=version,
         items=items,
-        histories=histories,
+        histories=dataset.histories.before(day),
         config=plan.training,
         buckets=plan.model.buckets,
-        day=moment.day,
+        day=day,
         candidates=moment.candidates,
         mixture=served,
         own_popularity=own,
@@ -186,6 +187,22 @@ def load_model(folder: PlatformFolder, platform: str) -> LiveModel:
         networks={name: found for name, found in networks.items() if name in served.names},
         content=_unit(networks[SHARED_MODEL].e.numpy()),
     )
+
+
+def _private(moment: Moment, trained: Trained) -> PrivateModel | None:
+    """The platform's own network over its graph of the moment, where it is served."""
+    personal = trained.personal
+    if OWN_MODEL not in personal.mixtures.served.names or personal.statistics is None:
+        return None
+    try:
+        return restore_private(
+            *(moment.dataset, trained.received.plan, personal.tensors, personal.statistics),
+            day=moment.day,
+        )
+    except RuntimeError:
+        raise StateError(
+            "the private model on disk is not of its plan's shape; take part again"
+        ) from None
 
 
 def version_on_disk(folder: PlatformFolder) -> str:

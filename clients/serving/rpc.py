@@ -119,10 +119,12 @@ class RecommenderService(pb_grpc.RecommenderServicer):
     async def _answered(
         self, name: str, context: Any, answer: Callable[[], Awaitable[Reply]]
     ) -> Reply:
-        started, code = time.perf_counter(), "ok"
+        started, code = time.perf_counter(), "cancelled"
         try:
             await self._desk.admit(_caller(context))
-            return await answer()
+            reply = await answer()
+            code = "ok"
+            return reply
         except RefusedCallError as error:
             code = error.code.value
             await context.abort(STATUS[error.code], str(error))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from serving_process import running, stub_of
 from clients.platform import main
 from clients.serving import access
 from clients.serving.access import Doorkeeper, KeyFileError, make_key, read_keys, revoke_key
+from clients.serving.calls import Code, RefusedCallError
+from clients.serving.desk import Caller, Desk
 from clients.serving.limits import MOST_CALLERS, RateLimit
+from clients.serving.metrics import Metrics
 from clients.serving.process import ServeSettings
 from clients.serving.proto import recommender_pb2 as pb
 from clients.state import PlatformFolder
@@ -174,8 +179,6 @@ def test_tls_keys_and_rates_of_a_real_service(home: Path, tmp_path: Path) -> Non
                 codes.add(found.code())
             assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
         assert process.http.startswith("https://")
-        import ssl
-
         context = ssl.create_default_context(cafile=tls.ca)
         with httpx.Client(base_url=process.http, verify=context, timeout=20) as web:
             body = {"user_id": "u1", "k": 2}
@@ -194,3 +197,18 @@ def test_tls_keys_and_rates_of_a_real_service(home: Path, tmp_path: Path) -> Non
         log = (home / "A" / "serving.log").read_text(encoding="utf-8")
         assert json.loads(log.splitlines()[-1])["code"] == "unauthenticated"
         assert key not in log
+
+
+def test_a_damaged_file_of_keys_lets_nobody_in(tmp_path: Path) -> None:
+    key = make_key(tmp_path, "shop", NOW)
+    desk = Desk(
+        *(None, None, Metrics()),  # type: ignore[arg-type]
+        doorkeeper=Doorkeeper(tmp_path),
+        limit=RateLimit(1e6, 1e6),
+    )
+    caller = Caller(address="here", key=key)
+    asyncio.run(desk.admit(caller))
+    (tmp_path / "api-keys.json").write_text("{")
+    with pytest.raises(RefusedCallError) as refused:
+        asyncio.run(desk.admit(caller))
+    assert refused.value.code is Code.UNAVAILABLE
