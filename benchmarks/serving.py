@@ -1,11 +1,11 @@
 """A platform's service on the Complete Journey: latency, take-over, kills, and whether reasons are true.
 
-    python benchmarks/serving.py [--work FOLDER] [--seconds 60] [--only latency swap events reasons]
+    python benchmarks/serving.py [--work FOLDER] [--seconds 60] [--only PART …]
 
 A federation of the three platforms is run once without noise (kept in --work), then platform A is served by
 `python -m clients.platform serve`. Server and client are two processes on the same cores. Requests are sent
 on a fixed schedule, whether earlier ones were answered or not, and a latency counts from the moment that
-the schedule named. Writes results/serving.json.
+the schedule named. Writes results/serving.json, and results/serving_diversity.md along the diversity knob.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ sys.path[:0] = [str(HERE.parent)]
 import grpc  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from scipy import sparse  # noqa: E402
 
 from clients.adapters import open_source  # noqa: E402
 from clients.dataset import load_dataset  # noqa: E402
 from clients.membership import Received  # noqa: E402
 from clients.personal import Weighing  # noqa: E402
 from clients.scoring import SharedModel  # noqa: E402
+from clients.serving.calls import RecommendCall  # noqa: E402
 from clients.serving.events import read_events  # noqa: E402
-from clients.serving.model import LiveModel, load_model, version_on_disk  # noqa: E402
+from clients.serving.model import LiveModel, live_model, load_model, version_on_disk  # noqa: E402
 from clients.serving.proto import recommender_pb2 as pb  # noqa: E402
 from clients.serving.proto import recommender_pb2_grpc as pb_grpc  # noqa: E402
 from clients.serving.reasons import explain  # noqa: E402
 from clients.serving.scores import score  # noqa: E402
+from clients.serving.service import Service  # noqa: E402
 from clients.state import Kept, Personal, PlatformFolder, Trained  # noqa: E402
 from crossrec_model.config import open_plan  # noqa: E402
 from crossrec_model.data.prepared import open_prepared, prepare  # noqa: E402
@@ -55,13 +58,18 @@ from crossrec_model.evaluation.figures import (  # noqa: E402
     read_figures,
     write_figures,
 )
+from crossrec_model.evaluation.metrics import accuracy, hits  # noqa: E402
+from crossrec_model.evaluation.variety import category_features, coverage  # noqa: E402
+from crossrec_model.evaluation.variety import diversity as intra_list  # noqa: E402
 from crossrec_model.parameters import Layout  # noqa: E402
+from crossrec_model.statistics import active_users  # noqa: E402
 from simulations.engines import LocalEngine, Platform  # noqa: E402
 
 RESULTS = HERE / "results" / "serving.json"
+TABLE = HERE / "results" / "serving_diversity.md"
 COMMAND = "python benchmarks/serving.py"
 DATA, PLATFORM, NAMES = "complete-journey", "A", ("A", "B", "C")
-PARTS = ("latency", "swap", "events", "reasons")
+PARTS = ("latency", "swap", "events", "reasons", "diversity")
 _SERVES = re.compile(r"gRPC on (\S+?),")
 _START_S = 600.0
 
@@ -86,6 +94,8 @@ def main() -> int:
             found += events(state)
         if "reasons" in options.only:
             found += reasons(state)
+        if "diversity" in options.only:
+            TABLE.write_text(diversity(state), encoding="utf-8")
     earlier = read_figures(RESULTS) if RESULTS.exists() else []
     write_figures(RESULTS, merge_figures(earlier, found))
     for figure in found:
@@ -312,6 +322,48 @@ def reasons(state: Path, users: int = 200, items: int = 3, named: int = 5) -> li
         figure("use.reason_completeness_error", worst, "<=0.0001"),
         figure("use.deletion_gain_low", mean - 1.96 * error, ">0"),
     ]
+
+
+def diversity(state: Path, k: int = 20, most: int = 400) -> str:
+    """Lists of the test weeks' users along the knob, as of the day before them; a Markdown table."""
+    folder = PlatformFolder(state / PLATFORM)
+    trained = folder.load_trained()
+    assert trained is not None
+    model_config, cpu = trained.received.plan.model, torch.device("cpu")
+    dataset = load_dataset(open_prepared(folder.data), model_config, device=cpu)
+    day, end = dataset.split.test, dataset.split.end
+    model = live_model(dataset, trained, platform=PLATFORM, version="test weeks", day=day)
+    users = active_users(dataset.index, day)
+    taken = dataset.taken(users, model.candidates, day, end)
+    users, taken = users[taken.any(axis=1)][:most], taken[taken.any(axis=1)][:most]
+    features = category_features(model.categories[item] for item in model.candidates)
+    tail = np.argsort(-model.popularities["own popularity"])[len(model.candidates) // 5 :]
+    lines = [
+        f"# Lists of {k} along the diversity knob",
+        "",
+        f"Complete Journey, platform {PLATFORM}, {len(users)} users of the test weeks, "
+        f"{len(model.candidates)} candidates. Long tail: all but the fifth that is taken most.",
+        "",
+        f"| method | knob | nDCG@{k} | intra-list diversity | coverage | long-tail share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in ("dpp", "mmr"):
+        for knob in (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0):
+            service, lists = Service(model, [], np.random.default_rng(0)), []
+            for user in users.tolist():
+                name = dataset.histories.user_ids[user]
+                call = RecommendCall(user_id=name, k=k, diversity=knob, method=method)
+                rows = [model.items.index[item.item_id] for item in service.recommend(call).items]
+                lists.append(model.column[rows])
+            ranked, wanted = np.array(lists), sparse.csr_matrix(taken)
+            gain = accuracy(hits(ranked, wanted), taken.sum(axis=1), k)[f"ndcg@{k}"].mean()
+            spread = np.nanmean(intra_list(ranked, features))
+            share, wide = np.isin(ranked, tail).mean(), coverage(ranked, len(model.candidates))
+            lines.append(
+                f"| {method} | {knob:g} | {gain:.4f} | {spread:.3f} | {wide:.3f} | {share:.3f} |"
+            )
+            print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
 
 
 def _fall(model: LiveModel, past: object, column: int, gone: list[int]) -> float:
