@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [--work FOLDER] [--seconds 60] [--only PART …]
 
-A federation of the three platforms is run once without noise (kept in --work), then platform A is served by
+A short federation of the three platforms is run once without noise (kept in --work), then platform A is served by
 `python -m clients.platform serve`. Server and client are two processes on the same cores. Requests are sent
 on a fixed schedule, whether earlier ones were answered or not, and a latency counts from the moment that
 the schedule named. Writes results/serving.json, and results/serving_diversity.md along the diversity knob.
@@ -63,12 +63,15 @@ from crossrec_model.evaluation.variety import category_features, coverage  # noq
 from crossrec_model.evaluation.variety import diversity as intra_list  # noqa: E402
 from crossrec_model.parameters import Layout  # noqa: E402
 from crossrec_model.statistics import active_users  # noqa: E402
+from server.federation import with_rounds  # noqa: E402
 from simulations.engines import LocalEngine, Platform  # noqa: E402
 
 RESULTS = HERE / "results" / "serving.json"
 TABLE = HERE / "results" / "serving_diversity.md"
 COMMAND = "python benchmarks/serving.py"
 DATA, PLATFORM, NAMES = "complete-journey", "A", ("A", "B", "C")
+#: Few: how long a call takes does not depend on how well the shared network was trained.
+ROUNDS = 6
 PARTS = ("latency", "swap", "events", "reasons", "diversity")
 _SERVES = re.compile(r"gRPC on (\S+?),")
 _START_S = 600.0
@@ -110,7 +113,8 @@ def train(state: Path) -> None:
     folder = PlatformFolder(state / PLATFORM)
     if (folder.path / "model.safetensors").exists():
         return
-    started, plan, cpu = time.monotonic(), open_plan(), torch.device("cpu")
+    started, cpu = time.monotonic(), torch.device("cpu")
+    plan = with_rounds(open_plan(), ROUNDS)
     platforms = {}
     for name in NAMES:
         data = state / name / "data"
