@@ -2,10 +2,11 @@
 
     python benchmarks/serving.py [--work FOLDER] [--seconds 60] [--only PART …]
 
-A short federation of the three platforms is run once without noise (kept in --work), then platform A is served by
-`python -m clients.platform serve`. Server and client are two processes on the same cores. Requests are sent
-on a fixed schedule, whether earlier ones were answered or not, and a latency counts from the moment that
-the schedule named. Writes results/serving.json, and results/serving_diversity.md along the diversity knob.
+A short federation of the three platforms is run once without noise (kept in --work), then platform A is
+served by `python -m clients.platform serve`. Server and client are two processes on the same cores.
+Requests are sent on a fixed schedule, whether earlier ones were answered or not, and a latency counts from
+the moment that the schedule named. Writes results/serving.json, and results/serving_diversity.md along the
+diversity knob.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from crossrec_model.errors import ConfigError, DataError
 from crossrec_model.parameters import Layout
 from crossrec_model.ranking import REPEAT_NAMES, Components, Mixture
 from crossrec_model.statistics import item_counts, log_popularity, shared_log_popularity
+from crossrec_model.topk import NO_ITEM, given_scorer, ranked
 
 REASONS: Final = {
     "own popularity": "popular on this platform",
@@ -145,14 +146,13 @@ class Recommender:
         if not set(mixture.names) <= set(OWN):
             parts |= self._moment.shared_components(users, self._shared, self._shared_graph)
         components = self._moment.components(users, parts).select(mixture.names)
-        scores = mixture.scores(components)[0].astype(np.float64)  # [candidates]
+        scores = mixture.scores(components)[0]  # [candidates]
         if new_only:
             scores[components.count[0] > 0] = -np.inf
         speech = contributions(mixture, components)
-        order = [int(c) for c in np.argsort(-scores, kind="stable")[:k] if np.isfinite(scores[c])]
         return tuple(
             self._item(place, column, scores[column], _reason(speech, components, column))
-            for place, column in enumerate(order, 1)
+            for place, column in enumerate(_best(scores, k), 1)
         )
 
     def _cold(self, k: int) -> tuple[Recommendation, ...]:
@@ -166,10 +166,9 @@ class Recommender:
         if sum(weights) == 0:
             weights = [0.5, 0.5]
         scores = (weights[0] * own + weights[1] * shared)[self._moment.candidates]
-        order = np.argsort(-scores, kind="stable")[:k]
         return tuple(
-            self._item(place, int(column), scores[column], COLD_REASON)
-            for place, column in enumerate(order, 1)
+            self._item(place, column, scores[column], COLD_REASON)
+            for place, column in enumerate(_best(scores, k), 1)
         )
 
     @cached_property
@@ -222,6 +221,12 @@ def contributions(mixture: Mixture, components: Components) -> npt.NDArray[np.fl
     features = list(components.features())[-len(REPEAT_NAMES) :]
     repeats = sum(weight * feature[0] for weight, feature in zip(again, features, strict=True))
     return np.vstack([speech, repeats])
+
+
+def _best(scores: npt.NDArray[np.floating], k: int) -> list[int]:
+    """Columns of the k best of scores [candidates], best first; fewer where −∞ hides the rest."""
+    best, _ = ranked(given_scorer(scores[None]), users=1, items=len(scores), k=k)
+    return [int(column) for column in best[0] if column != NO_ITEM]
 
 
 def _reason(speech: npt.NDArray[np.float64], components: Components, column: int) -> str:

@@ -270,7 +270,9 @@ def _read_trained(document: dict[str, Any], left: _Left) -> Trained:
     }
     if not all(math.isfinite(x) for gain in gains.values() for x in (gain.mean, gain.error)):
         raise ValueError("its trial is not finite")
-    trial = Trial(users=int(found["users"]), **gains)
+    trial = Trial(users=int(found["users"]), least=float(found["least"]), **gains)
+    if not 0 <= trial.least < math.inf:
+        raise ValueError("its trial asks for no finite number of errors")
     personal = Personal(
         tensors={name.removeprefix(prefix): left.pop(name) for name in names},
         statistics=statistics,

@@ -11,6 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from crossrec_model.topk import NO_ITEM, given_scorer, ranked
+
 Float = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -26,12 +28,11 @@ _OWN: Final = 1e-3
 
 def best(scores: Float, k: int) -> Int:
     """Places of the `k` highest scores, best first, equal ones by place; -∞ is never among them."""
-    k = min(k, len(scores))
     if k < 1:
         return np.zeros(0, dtype=np.int64)
-    least = np.partition(scores, len(scores) - k)[len(scores) - k]
-    some = np.flatnonzero((scores >= least) & (scores > -np.inf))
-    return some[np.argsort(-scores[some], kind="stable")][:k]
+    found, _ = ranked(given_scorer(scores[None]), users=1, items=len(scores), k=k)
+    places: Int = found[0][found[0] != NO_ITEM]
+    return places
 
 
 def pool_size(k: int, diversity: float) -> int:

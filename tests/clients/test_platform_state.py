@@ -53,7 +53,12 @@ def _trained(plan: Plan) -> Trained:
         mixtures=Mixtures(
             local=mixture(OWN),
             federated=mixture((*OWN, *SHARED)),
-            trial=Trial(users=40, fit=Gain(mean=0.2, error=0.01), ndcg=Gain(mean=0.1, error=0.02)),
+            trial=Trial(
+                users=40,
+                fit=Gain(mean=0.2, error=0.01),
+                ndcg=Gain(mean=0.1, error=0.02),
+                least=2.0,
+            ),
         ),
     )
     return Trained(kept=_kept(plan), personal=personal)

@@ -242,9 +242,14 @@ def test_the_federation_is_served_only_where_it_clearly_helps(
     weighing = Weighing(datasets["A"], plan.training, private)
     mixtures = weighing.against(shared)
 
+    noise = replace(plan.privacy, noise="local", multiplier=1.0, statistics_multiplier=1.0)
+    by_chance = weighing.against(replace(shared, plan=replace(shared.plan, privacy=noise)))
+    assert (mixtures.trial.least, by_chance.trial.least) == (2.0, 3.0)
+
     def served(fit: tuple[float, float], ndcg: tuple[float, float]) -> bool:
         gains = [Gain(mean=mean, error=error) for mean, error in (fit, ndcg)]
-        found = replace(mixtures, trial=Trial(users=50, fit=gains[0], ndcg=gains[1])).served
+        trial = Trial(users=50, fit=gains[0], ndcg=gains[1], least=3.0)
+        found = replace(mixtures, trial=trial).served
         assert found is mixtures.federated or found is mixtures.local
         return found is mixtures.federated
 

@@ -53,7 +53,7 @@ def trained() -> Trained:
     mixtures = Mixtures(
         local=mixture(OWN),
         federated=mixture((*OWN, *SHARED)),
-        trial=Trial(users=40, fit=gain, ndcg=gain),
+        trial=Trial(users=40, fit=gain, ndcg=gain, least=2.0),
     )
     personal = Personal(
         tensors={"items": np.ones((3, 2), dtype=np.float32)},
