@@ -49,6 +49,7 @@ bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
 	$(BIN)/python benchmarks/quality/amazon3.py
 	$(BIN)/python benchmarks/quality/complete_journey.py
 	$(BIN)/python benchmarks/quality/convergence.py
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/setup.py
 
 clean:

@@ -1,4 +1,4 @@
-"""A platform's commands beside taking part: init, data, keys, terms, privacy, recommend, link."""
+"""A platform's commands beside taking part: init, data, keys, terms, privacy, recommend, link, serve."""
 
 from __future__ import annotations
 
@@ -185,6 +185,18 @@ def _links(arguments: Sequence[str]) -> int:
     return links(arguments)
 
 
+def _serve(arguments: Sequence[str]) -> int:
+    from clients.serving.command import serve
+
+    return serve(arguments)
+
+
+def _api_keys(arguments: Sequence[str]) -> int:
+    from clients.serving.command import api_keys
+
+    return api_keys(arguments)
+
+
 def settings_of(options: argparse.Namespace) -> Settings:
     """What an operator's options say; raises ConfigError for a value outside its bounds."""
     check_id(options.id)
@@ -216,4 +228,6 @@ COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "link": _link,
     "unlink": _unlink,
     "links": _links,
+    "serve": _serve,
+    "api-keys": _api_keys,
 }

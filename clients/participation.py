@@ -22,6 +22,8 @@ from clients.progress import Progress
 from clients.round import PlatformRound
 from clients.scoring import SharedModel
 from clients.sealing import SealerFor
+from clients.serving.events import EVENTS
+from clients.serving.recorded import with_recorded
 from clients.state import Kept, Personal, PlatformFolder, Trained
 from clients.validation import Validation
 from crossrec_model.config import ModelConfig, Plan
@@ -110,12 +112,15 @@ def device_named(name: str) -> torch.device:
 
 
 def prepare_data(settings: Settings, note: Callable[[str], None]) -> PreparedData:
-    """Clean the platform's rows into its folder and print the summary.
+    """Clean the platform's rows, with the events that its service recorded, into its folder.
+
+    Prints the summary.
 
     Raises:
         DataError: for rows that can't be used.
     """
     source = open_source(settings.data, settings.platform)
+    source = with_recorded(source, settings.folder.path / EVENTS)
     prepared = prepare(
         source,
         into=settings.folder.data,

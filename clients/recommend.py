@@ -94,7 +94,7 @@ class Recommender:
     """
 
     def __init__(self, folder: PlatformFolder, platform: str, device: torch.device) -> None:
-        trained = _trained(folder, platform)
+        trained = trained_on_disk(folder, platform)
         self._personal, received = trained.personal, trained.received
         self._platform, self._plan = platform, received.plan
         self._notes, plan = _unfinished(folder, received), received.plan
@@ -239,7 +239,7 @@ def _reason(speech: npt.NDArray[np.float64], components: Components, column: int
     return REASONS[components.names[int(np.argmax(speech[:-1, column]))]]
 
 
-def _trained(folder: PlatformFolder, platform: str) -> Trained:
+def trained_on_disk(folder: PlatformFolder, platform: str) -> Trained:
     """The platform's model; an error that says what to run first if there is none."""
     command = f"python -m clients.platform --id {platform} --data … --server …"
     if not folder.path.is_dir():
