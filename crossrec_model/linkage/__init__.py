@@ -1,0 +1,1 @@
+"""Private linkage: which users, or items, two platforms have in common, and nothing else."""
