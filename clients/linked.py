@@ -56,7 +56,7 @@ class Profiles:
             raise DataError("profiles must stand in the order of their users, each once")
 
     def denoised(self) -> Profiles:
-        """The best linear guess of what was noised: directions of little but noise are drawn to the mean."""
+        """The best linear guess of what was noised: directions of mere noise shrink to the mean."""
         if not self.variance or len(self.users) < 2:
             return self
         wide = self.vectors.astype(np.float64)

@@ -44,7 +44,7 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkedWeights:
-    """Weights for linked users with a history here, and for linked newcomers; `middle` as in the evidence."""
+    """Weights for linked users who are known here, and for newcomers; `middle` as in the evidence."""
 
     known: Added
     newcomer: Added
