@@ -19,6 +19,7 @@ from crossrec_model.data.users import Int
 from crossrec_model.errors import DataError
 
 Float = npt.NDArray[np.float32]
+Wide = npt.NDArray[np.float64]
 
 LINKED: Final = (
     *("linked items", "linked items, wide", "linked items, new here"),
@@ -55,23 +56,19 @@ class Profiles:
         if (np.diff(self.users) <= 0).any():
             raise DataError("profiles must stand in the order of their users, each once")
 
-    def denoised(self) -> Profiles:
-        """The best linear guess of what was noised: directions of mere noise shrink to the mean."""
-        if not self.variance or len(self.users) < 2:
-            return self
+    def shrinkage(self) -> tuple[Wide, Wide]:
+        """The best linear guess of a vector without its noise: mean [D], and matrix [D, D] for what differs.
+
+        Directions of mere noise shrink to the mean; without noise it is the identity.
+        """
         wide = self.vectors.astype(np.float64)
-        mean = wide.mean(axis=0)
-        spread = np.cov(wide.T).reshape(wide.shape[1], wide.shape[1])
+        width = wide.shape[1]
+        if not self.variance or len(wide) < 2:
+            return np.zeros(width), np.eye(width)
+        spread = np.cov(wide.T).reshape(width, width)
         values, directions = np.linalg.eigh(spread)
         kept = np.maximum(values - self.variance, 0) / np.maximum(values, 1e-12)
-        guess = mean + (wide - mean) @ ((directions * kept) @ directions.T)
-        return Profiles(
-            users=self.users,
-            vectors=guess.astype(np.float32),
-            basis=self.basis,
-            place=self.place,
-            variance=0.0,
-        )
+        return wide.mean(axis=0), (directions * kept) @ directions.T
 
 
 class LinkedEvidence:
@@ -90,12 +87,14 @@ class LinkedEvidence:
     def __init__(self, moment: Moment, profiles: Profiles, middle: float | None = None) -> None:
         if not len(profiles.users):
             raise DataError("nobody is linked: there are no profiles to learn from")
-        self.moment, self.profiles = moment, profiles.denoised()
+        self.moment, self.profiles = moment, profiles
+        self._mean, self._shrinkage = profiles.shrinkage()
+        self._vectors = self._guessed(profiles.vectors)
         own = moment.taken[self.profiles.users]
         self._size = np.asarray(own.sum(axis=1)).ravel()
         self.middle = float(max(1.0, np.median(self._size))) if middle is None else middle
         self._own = own[:, moment.candidates].tocsr()
-        vectors = self.profiles.vectors.astype(np.float64)
+        vectors = self._vectors.astype(np.float64)
         square = vectors.T @ vectors
         ridge = _RIDGE * max(float(np.trace(square)) / len(square), 1e-9)
         self._inverse = np.linalg.inv(square + ridge * np.eye(len(square)))
@@ -117,7 +116,7 @@ class LinkedEvidence:
 
         With `newcomers` as if they had no history here.
         """
-        vectors = self.profiles.vectors[rows]
+        vectors = self._vectors[rows]
         leverage = np.einsum("ud,de,ue->u", vectors, self._inverse, vectors)
         leverage = np.minimum(leverage, 0.99).astype(np.float32)[:, None]
         taste = (vectors @ self._weights - leverage * self._own[rows].toarray()) / (1 - leverage)
@@ -125,8 +124,13 @@ class LinkedEvidence:
 
     def of_newcomer(self, vector: Float) -> dict[str, Float]:
         """LINKED of somebody without a history here, [1, candidates], by her profile [D] alone."""
-        vectors = vector[None].astype(np.float32)
+        vectors = self._guessed(vector[None])
         return self._named(vectors, vectors @ self._weights, np.zeros(1))
+
+    def _guessed(self, vectors: Float) -> Float:
+        """Vectors [n, D] without what is likely noise."""
+        guess: Float = (self._mean + (vectors - self._mean) @ self._shrinkage).astype(np.float32)
+        return guess
 
     def _named(
         self, vectors: Float, taste: Float, size: npt.NDArray[np.float64]

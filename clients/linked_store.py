@@ -12,11 +12,12 @@ from typing import Final
 import numpy as np
 
 from clients.linked import Profiles
-from crossrec_model.data.users import Int
+from crossrec_model.data.items import ItemTable
 from crossrec_model.durable import flush, write_durably
 from crossrec_model.errors import DataError
 from crossrec_model.linkage.profile import Floats, translation
 from crossrec_model.linkage.profile_batch import ProfileBatch, check_period
+from crossrec_model.pairs import places
 
 FOLDER: Final = "linked"
 _ENDING: Final = ".profiles"
@@ -90,40 +91,53 @@ class ReceivedProfiles:
 
 
 def joined(
-    batches: Iterable[ProfileBatch],
-    rows: Mapping[str, int],
+    batches: Mapping[str, ProfileBatch],
+    links: Mapping[str, Mapping[str, str]],
     *,
-    basis: Floats,
-    place: Int,
+    rows: Mapping[str, int],
+    items: ItemTable,
+    width: int,
 ) -> tuple[Profiles, dict[str, Floats]]:
-    """Profiles of users with a history here, and of linked users without one, by link id.
+    """Profiles of users with a history here, and of linked users without one, by their own ids.
 
-    Several senders' vectors of one link are added up, each taken to `basis` [cells, D] first; `rows` says
-    which row of the histories a link id stands for, -1 = none.
+    Several senders' vectors of one user are added up, in the basis of the latest batch. A batch of other
+    cells than that one's, from before or after another shared model, is left out.
+
+    Args:
+        batches: by sender.
+        links: for each sender, link id → own user id; whoever is not there is not used.
+        rows: own user id → row of the histories.
+        items: the platform's.
+        width: of the plan's popularity sketch.
 
     Raises:
-        DataError: if a sender's basis stands for another number of cells.
+        DataError: if there are no batches.
     """
+    if not batches:
+        raise DataError("no profiles were received that end before this moment; have them sent")
+    latest = max(batches.values(), key=lambda batch: (batch.day, batch.sender))
     total: dict[str, Floats] = {}
-    variance, count = 0.0, 0
-    for batch in batches:
-        if len(batch.basis) != len(basis):
-            raise DataError(
-                f"profiles of {batch.sender} stand for {len(batch.basis)} cells, not {len(basis)}: they "
-                "are of another plan; have them sent again"
-            )
-        vectors = batch.vectors @ translation(batch.basis, basis)
+    variance = 0.0
+    for sender, batch in sorted(batches.items()):
+        if batch.cells != latest.cells:
+            continue
+        vectors, owner = (
+            batch.vectors @ translation(batch.basis, latest.basis),
+            links.get(sender, {}),
+        )
         for link, vector in zip(batch.links, vectors, strict=True):
-            if link in rows:
-                total[link] = total[link] + vector if link in total else vector
-                variance, count = variance + batch.terms.deviation**2, count + 1
-    here = sorted((rows[link], link) for link in total if rows[link] >= 0)
-    width = basis.shape[1]
+            user = owner.get(link)
+            if user is not None:
+                total[user] = total[user] + vector if user in total else vector
+                variance += batch.terms.deviation**2
+    here = sorted((rows[user], user) for user in total if user in rows)
+    dimension = latest.basis.shape[1]
+    vectors = np.array([total[user] for _, user in here], dtype=np.float32)
     found = Profiles(
         users=np.array([row for row, _ in here], dtype=np.int64),
-        vectors=np.array([total[link] for _, link in here], dtype=np.float32).reshape(-1, width),
-        basis=basis,
-        place=place,
+        vectors=vectors.reshape(-1, dimension),
+        basis=latest.basis,
+        place=places(items, np.array(latest.cells, dtype=np.int64), width),
         variance=variance / max(len(total), 1),
     )
-    return found, {link: vector for link, vector in total.items() if rows[link] < 0}
+    return found, {user: vector for user, vector in total.items() if user not in rows}

@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from clients.linked import LinkedEvidence
 from clients.personal import LEAST, Gain, Trial, quality
+from clients.scoring import Moment
 from crossrec_model.data.users import Int
 from crossrec_model.ranking import Components, Mixture, fit_mixture, surprises
+from crossrec_model.statistics import item_counts, log_popularity
 
 Float = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -68,11 +70,19 @@ def newcomer_components(parts: dict[str, Float]) -> Components:
     return Components(names=tuple(parts), values=values, count=none, age=none + np.float32(1e4))
 
 
-def weigh_linked(evidence: LinkedEvidence, base: Scorer, cold: Float) -> LinkedWeights:
+def cold_scores(moment: Moment) -> Float:
+    """The list that a newcomer's profile is added to, by popularity here: [1, candidates]."""
+    dataset = moment.dataset
+    counts = item_counts(dataset.histories, len(dataset.items), moment.day)
+    popular: Float = log_popularity(counts)[None, moment.candidates].astype(np.float32)
+    return popular
+
+
+def weigh_linked(evidence: LinkedEvidence, base: Scorer) -> LinkedWeights:
     """Fit and try the weights on linked users who took a candidate in the validation weeks.
 
     `evidence` must be of the first day of those; `base` gives the scores that are served without a
-    profile, `cold` [candidates] those of the cold-start list.
+    profile.
     """
     moment = evidence.moment
     split, linked = moment.dataset.split, evidence.profiles.users
@@ -81,12 +91,10 @@ def weigh_linked(evidence: LinkedEvidence, base: Scorer, cold: Float) -> LinkedW
     most = max(2, MOST_CELLS // len(moment.candidates))
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
-    taken, wide = taken[rows], np.broadcast_to(cold, (len(rows), len(cold)))
+    taken, cold = taken[rows], np.repeat(cold_scores(moment), len(rows), axis=0)
     return LinkedWeights(
         known=_added(linked_components(evidence, rows), taken, base(linked[rows])),
-        newcomer=_added(
-            linked_components(evidence, rows, newcomers=True), taken, wide.astype(np.float32)
-        ),
+        newcomer=_added(linked_components(evidence, rows, newcomers=True), taken, cold),
         middle=evidence.middle,
     )
 

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from clients.dataset import Dataset
 from clients.linked import LinkedEvidence, Profiles
-from clients.linked_trial import LinkedWeights, linked_components, weigh_linked
+from clients.linked_trial import LinkedWeights, cold_scores, linked_components, weigh_linked
 from clients.personal import Weighing
 from clients.scoring import Moment
 from crossrec_model.config import Plan
@@ -27,7 +27,7 @@ from crossrec_model.linkage.profile import (
 from crossrec_model.pairs import places, popular_cells
 from crossrec_model.privacy.noise import NoiseSource
 from crossrec_model.randomness import SystemRandomness
-from crossrec_model.statistics import Statistics, item_counts, log_popularity
+from crossrec_model.statistics import Statistics
 
 Scores = np.ndarray
 CHUNK = 300
@@ -88,10 +88,7 @@ class Space:
 
 
 class Platform:
-    """One platform's unlinked scores at both moments, each worked out once.
-
-    `fresh` gives the items' own popularity as the cold-start list.
-    """
+    """One platform's unlinked scores at both moments, each worked out once."""
 
     def __init__(self, name: str, datasets: Mapping[str, Dataset], plan: Plan) -> None:
         self.name, self.datasets, self.data = name, datasets, datasets[name]
@@ -112,15 +109,10 @@ class Platform:
                 self._kept[moment.day, user] = scores
         return np.stack([self._kept[moment.day, u] for u in users.tolist()])
 
-    def cold(self, moment: Moment) -> Scores:
-        """Scores of the cold-start list."""
-        counts = item_counts(self.data.histories, len(self.data.items), moment.day)
-        return log_popularity(counts)[moment.candidates].astype(np.float32)
-
     def weights(self, evidence: LinkedEvidence) -> LinkedWeights:
         """Fitted and tried on validation users."""
         moment = self.validation
-        return weigh_linked(evidence, lambda users: self.base(moment, users), self.cold(moment))
+        return weigh_linked(evidence, lambda users: self.base(moment, users))
 
 
 def test_users(platform: Platform, profiles: Profiles) -> tuple[Scores, Scores]:
@@ -138,7 +130,7 @@ def measured(
     evidence = LinkedEvidence(platform.test, received, weights.middle)
     rows, taken = test_users(platform, evidence.profiles)
     users = evidence.profiles.users[rows]
-    wide = np.broadcast_to(platform.cold(platform.test), taken.shape).astype(np.float32)
+    wide = np.repeat(cold_scores(platform.test), len(rows), axis=0)
     had = np.zeros(taken.shape, dtype=bool)
     scores: dict[str, list[Scores]] = {}
     for start in range(0, len(rows), CHUNK):

@@ -2,7 +2,8 @@
 
 Layout: 4 bytes (length of the head, little-endian), the head as canonical JSON, the basis and the vectors
 as little-endian float32, SHA-256 of all before. The head names the format, sender, period, the day before
-which everything in a profile happened, the terms, and each vector's link id in ascending order.
+which everything in a profile happened, the terms, the cells of the popularity sketch that the space is
+made of, and each vector's link id in ascending order.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from crossrec_model.linkage.profile import (
 FORMAT: Final = 1
 MOST_LINKS: Final = 1 << 24
 MOST_CELLS: Final = 16_384
+_MOST_CELL: Final = 1 << 24
 _LENGTH: Final = 4
 _DIGEST: Final = 32
 _MOST_HEAD: Final = 1 << 30
@@ -48,7 +50,7 @@ def check_period(period: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProfileBatch:
-    """`vectors` float32 [n, D] of `links` in `basis` float32 [cells, D], of events before `day`.
+    """`vectors` float32 [n, D] of `links` in `basis` float32 [`cells`, D], of events before `day`.
 
     Raises:
         DataError: for anything that does not belong together, or is not finite.
@@ -58,6 +60,7 @@ class ProfileBatch:
     period: str
     day: float
     terms: ProfileTerms
+    cells: tuple[int, ...]
     basis: Floats
     links: tuple[str, ...]
     vectors: Floats
@@ -76,10 +79,14 @@ class ProfileBatch:
         if any(a >= b for a, b in zip(self.links, self.links[1:], strict=False)):
             raise DataError(f"profiles of {self.sender} stand out of order, or twice for a link")
         width = self.terms.dimension
-        if self.basis.ndim != 2 or self.basis.shape[1] != width or len(self.basis) > MOST_CELLS:
+        if self.basis.shape != (len(self.cells), width) or len(self.cells) > MOST_CELLS:
             raise DataError(
-                f"the basis of {self.sender} has shape {self.basis.shape}, not [.., {width}]"
+                f"the basis of {self.sender} has shape {self.basis.shape}, not {len(self.cells), width}"
             )
+        if any(type(cell) is not int or not 0 <= cell < _MOST_CELL for cell in self.cells):
+            raise DataError(f"the cells of {self.sender} are no numbers of a sketch's cells")
+        if len(set(self.cells)) != len(self.cells):
+            raise DataError(f"a cell of {self.sender} stands twice")
         check_basis(self.basis)
         if self.vectors.shape != (len(self.links), width) or not np.isfinite(self.vectors).all():
             raise DataError(f"profiles of {self.sender} are not {len(self.links)} finite vectors")
@@ -99,7 +106,7 @@ class ProfileBatch:
             "period": self.period,
             "day": self.day,
             "terms": to_document(self.terms),
-            "cells": len(self.basis),
+            "cells": list(self.cells),
             "links": list(self.links),
         }
         text = _canonical(head)
@@ -125,11 +132,7 @@ class ProfileBatch:
         except ConfigError as error:
             raise DataError(f"profiles have unusable terms: {error}") from None
         cells, links = head["cells"], head["links"]
-        if type(cells) is not int or not 0 < cells <= MOST_CELLS:
-            raise DataError(
-                f"profiles stand for {cells!r:.80} cells; 1 to {MOST_CELLS} are possible"
-            )
-        split = cells * terms.dimension * 4
+        split = len(cells) * terms.dimension * 4
         if len(rest) != split + len(links) * terms.dimension * 4:
             raise DataError("profiles are damaged (length of the vectors); have them sent again")
         numbers = [np.frombuffer(part, dtype="<f4") for part in (rest[:split], rest[split:])]
@@ -139,6 +142,7 @@ class ProfileBatch:
             period=head["period"],
             day=head["day"],
             terms=terms,
+            cells=tuple(cells),
             basis=basis,
             links=tuple(links),
             vectors=vectors,
@@ -156,6 +160,8 @@ def _parsed(text: bytes) -> dict[str, Any]:
         raise DataError("profiles have a head of another form; both sides need the same version")
     if head["format"] != FORMAT:
         raise DataError(f"profiles are of format {head['format']!r:.40}, not {FORMAT}")
+    if not isinstance(head["cells"], list):
+        raise DataError("profiles name no cells; have them sent again")
     if not isinstance(head["links"], list) or not all(isinstance(x, str) for x in head["links"]):
         raise DataError("profiles have unusable link ids; link again")
     return head
