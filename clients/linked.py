@@ -57,7 +57,7 @@ class Profiles:
             raise DataError("profiles must stand in the order of their users, each once")
 
     def shrinkage(self) -> tuple[Wide, Wide]:
-        """The best linear guess of a vector without its noise: mean [D], and matrix [D, D] for what differs.
+        """The best linear guess without noise: mean [D], and matrix [D, D] for what differs from it.
 
         Directions of mere noise shrink to the mean; without noise it is the identity.
         """
