@@ -117,6 +117,10 @@ def _telling(moment: Moment, basis: np.ndarray) -> Profiles:
     )
 
 
+def _had(moment: Moment, users: np.ndarray) -> np.ndarray:
+    return moment.taken[users][:, moment.candidates].toarray()
+
+
 def _flat(moment: Moment):
     return lambda users: np.zeros((len(users), len(moment.candidates)), dtype=np.float32)
 
