@@ -76,7 +76,9 @@ class ReceivedProfiles:
         check_period(batch.period)
         path = self._folder / batch.sender / f"{batch.period}{_ENDING}"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Not `parents`: those would be made with the mode of the process.
+            for folder in (self._folder, path.parent):
+                folder.mkdir(exist_ok=True, mode=0o700)
             write_durably(path, batch.to_bytes(), mode=0o600)
         except OSError as error:
             raise DataError(f"{path} can't be written: {error.strerror}; make room") from None

@@ -186,7 +186,7 @@ class ProfileReleases:
         }
         path = self._path(period)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._folder.mkdir(exist_ok=True, mode=0o700)
             tensorfile.write(path, document, {"basis": kept.basis, "vectors": kept.vectors})
         except OSError as error:
             raise DataError(f"{path} can't be written: {error.strerror}; make room") from None

@@ -17,7 +17,7 @@ from crossrec_model.privacy.ledger import BudgetExceededError, Ledger
 from crossrec_model.randomness import SystemRandomness
 
 TERMS = ProfileTerms.for_epsilon(2.0, 1e-5, dimension=3, clip=1.0)
-BUDGET = Budget(epsilon=2.0, delta=1e-5, life_epsilon=3.5)
+BUDGET = Budget(epsilon=3.2, delta=1e-5, life_epsilon=3.5)
 BASIS = np.eye(5, 3, dtype=np.float32)
 PERIOD = "2026-10"
 
