@@ -56,13 +56,19 @@ def learn_linked(
     rows = {user: row for row, user in enumerate(dataset.histories.user_ids)}
     profiles, _ = joined(batches, links, rows=rows, items=dataset.items, width=width)
     weights = weigh_linked(LinkedEvidence(moment, profiles), base)
+    save_weights(folder, weights)
+    return weights
+
+
+def save_weights(folder: Path, weights: LinkedWeights) -> None:
+    """Replace the platform's weights for linked profiles; raises DataError if they can't be written."""
     path = folder / FOLDER / WEIGHTS
     text = json.dumps({"format": FORMAT, **asdict(weights)}, allow_nan=False, sort_keys=True)
     try:
+        path.parent.mkdir(exist_ok=True, mode=0o700)
         write_durably(path, text.encode(), mode=0o600)
     except OSError as error:
         raise DataError(f"{path} can't be written: {error.strerror}; make room") from None
-    return weights
 
 
 def load_weights(folder: Path) -> LinkedWeights | None:

@@ -111,7 +111,8 @@ def test_users_without_a_profile_are_not_found(evidence: LinkedEvidence) -> None
 def _telling(moment: Moment, basis: np.ndarray) -> Profiles:
     """Profiles that hold, of all things, which kind of item each user takes."""
     users = np.arange(60)
-    kind = np.eye(WIDTH)[users % 3] * 3
+    names = moment.dataset.histories.user_ids
+    kind = np.eye(WIDTH)[[int(name[1:]) % 3 for name in names]] * 3
     return _profiles(
         moment, basis, kind + 0.01 * np.random.default_rng(0).normal(size=kind.shape), users
     )
