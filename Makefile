@@ -42,6 +42,7 @@ bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
 	$(BIN)/python benchmarks/dp_step.py
 	$(BIN)/python benchmarks/dp_audit.py
 	$(BIN)/python benchmarks/dp_quality.py
+	$(BIN)/python benchmarks/link.py
 	$(BIN)/python benchmarks/onboarding.py
 	$(BIN)/python benchmarks/chaos.py
 	$(BIN)/python benchmarks/fuzz.py

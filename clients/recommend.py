@@ -13,6 +13,8 @@ import torch
 
 from clients.dataset import Dataset
 from clients.item_graph import ItemGraph
+from clients.linked_serving import LinkedServing, Links, Spoken
+from clients.linked_trial import cold_scores
 from clients.membership import Received
 from clients.private import PrivateModel, restore_private
 from clients.scoring import OWN, OWN_MODEL, Moment, SharedModel
@@ -41,6 +43,8 @@ REASONS: Final = {
     "shared popularity": "popular across the federation",
     "shared model": "fits this user's taste, as learnt across the federation",
 }
+#: Whatever a linked profile says: not where it comes from.
+LINKED_REASON: Final = "fits what this user takes elsewhere, as a linked profile tells"
 COLD_REASON: Final = "popular: nothing is known of this user yet"
 _POPULARITIES: Final = ("own popularity", "shared popularity")
 
@@ -88,12 +92,21 @@ class Recommendations:
 class Recommender:
     """Ranks a platform's items with everything that is known up to its last event.
 
+    `links` says which received profile is of which of the platform's users; None: none is used.
+
     Raises:
         StateError: if the platform is unknown or not yet trained; the message says what to run.
         DataError: if its prepared data are missing or damaged.
     """
 
-    def __init__(self, folder: PlatformFolder, platform: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: PlatformFolder,
+        platform: str,
+        device: torch.device,
+        *,
+        links: Links | None = None,
+    ) -> None:
         trained = trained_on_disk(folder, platform)
         self._personal, received = trained.personal, trained.received
         self._platform, self._plan = platform, received.plan
@@ -113,6 +126,9 @@ class Recommender:
         self._row = {user: row for row, user in enumerate(histories.user_ids)}
         network, statistics = Layout(plan.model).unpack(received.vector, device)
         self._shared = SharedModel(plan=plan, network=network, statistics=statistics)
+        self._linked = LinkedServing.opened(
+            folder.path, self._moment, links, width=plan.model.sketch_width
+        )
 
     def recommend(self, user: str, *, k: int, new_only: bool = False) -> Recommendations:
         """The best `k` items for a user, fewer if the platform has fewer; at least 1 is asked.
@@ -124,11 +140,12 @@ class Recommender:
             raise ConfigError(f"k = {k} is below 1; ask for at least one item")
         notes = list(self._notes)
         if user not in self._row:
+            spoken = self._linked.of_newcomer(user) if self._linked else None
+            which = "this is the cold-start list" + (" with a linked profile" if spoken else "")
             notes.append(
-                f"user {_printable(user)} has no events on platform {self._platform}: "
-                "this is the cold-start list"
+                f"user {_printable(user)} has no events on platform {self._platform}: {which}"
             )
-            items = self._cold(k)
+            items = self._cold(k, spoken)
         else:
             items = self._warm(self._row[user], k, new_only=new_only)
         return Recommendations(
@@ -146,17 +163,21 @@ class Recommender:
         if not set(mixture.names) <= set(OWN):
             parts |= self._moment.shared_components(users, self._shared, self._shared_graph)
         components = self._moment.components(users, parts).select(mixture.names)
-        scores = mixture.scores(components)[0]  # [candidates]
+        scores = mixture.scores(components)  # [1, candidates]
+        spoken = self._linked.of_known(row) if self._linked else None
+        if spoken is not None:
+            scores = spoken.added.scores(scores, spoken.components)
+        scores = scores[0]  # [candidates]
         if new_only:
             scores[components.count[0] > 0] = -np.inf
         speech = contributions(mixture, components)
         return tuple(
-            self._item(place, column, scores[column], _reason(speech, components, column))
+            self._item(place, column, scores[column], _reason(speech, components, column, spoken))
             for place, column in enumerate(_best(scores, k), 1)
         )
 
-    def _cold(self, k: int) -> tuple[Recommendation, ...]:
-        """Both popularities with their weights for new items; never against the popular."""
+    def _cold(self, k: int, spoken: Spoken | None) -> tuple[Recommendation, ...]:
+        """Both popularities with their weights for new items, never against the popular; and a profile."""
         items, histories = self._dataset.items, self._dataset.histories
         own = log_popularity(item_counts(histories, len(items), self._moment.day))
         shared = shared_log_popularity(self._shared.statistics, items)
@@ -166,8 +187,12 @@ class Recommender:
         if sum(weights) == 0:
             weights = [0.5, 0.5]
         scores = (weights[0] * own + weights[1] * shared)[self._moment.candidates]
+        reason = COLD_REASON
+        if spoken is not None:
+            cold = cold_scores(self._moment)
+            scores, reason = spoken.added.scores(cold, spoken.components)[0], LINKED_REASON
         return tuple(
-            self._item(place, column, scores[column], COLD_REASON)
+            self._item(place, column, scores[column], reason)
             for place, column in enumerate(_best(scores, k), 1)
         )
 
@@ -229,8 +254,14 @@ def _best(scores: npt.NDArray[np.floating], k: int) -> list[int]:
     return [int(column) for column in best[0] if column != NO_ITEM]
 
 
-def _reason(speech: npt.NDArray[np.float64], components: Components, column: int) -> str:
-    """The component that spoke loudest for an item."""
+def _reason(
+    speech: npt.NDArray[np.float64], components: Components, column: int, spoken: Spoken | None
+) -> str:
+    """What spoke loudest for an item: a component, her own repeats, or all of a linked profile."""
+    if spoken is not None:
+        linked = contributions(spoken.added.mixture, spoken.components)[:, column].sum()
+        if linked > speech[:, column].max():
+            return LINKED_REASON
     best = int(np.argmax(speech[:, column]))
     count, age = int(components.count[0, column]), float(components.age[0, column])
     if count > 0 and best == len(components.names):

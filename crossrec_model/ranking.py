@@ -95,8 +95,12 @@ class Mixture:
         return total
 
 
-def fit_mixture(components: Components, taken: npt.NDArray[np.bool_]) -> Mixture:
+def fit_mixture(
+    components: Components, taken: npt.NDArray[np.bool_], *, base: Float | None = None
+) -> Mixture:
     """Weights that make what validation users took likeliest; `taken` bool [U, C].
+
+    With `base` float32 [U, C] they are those of what is added to scores that stand already.
 
     Maximises, per user, the mean log-softmax of her taken items over all candidates plus that of her
     first-time items over the candidates new to her. Users who took nothing don't count. The problem
@@ -112,13 +116,14 @@ def fit_mixture(components: Components, taken: npt.NDArray[np.bool_]) -> Mixture
     x = torch.from_numpy(features)
     y = torch.from_numpy(taken[some])
     new = torch.from_numpy(part.count == 0)
+    start = torch.zeros(()) if base is None else torch.from_numpy(base[some])
     theta = torch.zeros(len(features), requires_grad=True)
     solver = torch.optim.LBFGS([theta], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
         # A matrix product on the flat view: einsum would copy the whole array.
-        score = (theta @ x.flatten(1)).view(y.shape)
+        score = (theta @ x.flatten(1)).view(y.shape) + start
         every, first = _surprises(score, y, new)
         loss = _mean(every, y) + _mean(first, y & new)
         loss = loss + _RIDGE_USERS / len(some) * theta.square().sum()

@@ -14,18 +14,25 @@ import torch
 from clients.dataset import load_dataset
 from clients.guard import OpenGuard
 from clients.keys import read_roster
+from clients.linked import LINKED
+from clients.linked_serving import save_weights
+from clients.linked_store import ReceivedProfiles
+from clients.linked_trial import Added, LinkedWeights
 from clients.participation import Participation, Settings
-from clients.personal import Weighing
+from clients.personal import Gain, Trial, Weighing
 from clients.private import train_private
 from clients.progress import PlainProgress
-from clients.recommend import COLD_REASON, REASONS, Recommender
+from clients.recommend import COLD_REASON, LINKED_REASON, REASONS, Recommender
 from clients.scoring import Moment, SharedModel
 from clients.standing import sealer_on_disk
 from clients.state import PlatformFolder, StateError
 from crossrec_model.config import Plan
 from crossrec_model.errors import ConfigError, DataError, FederationError
+from crossrec_model.linkage.profile import ProfileTerms
+from crossrec_model.linkage.profile_batch import ProfileBatch
 from crossrec_model.parameters import Layout, initial_vector
 from crossrec_model.randomness import ExperimentRandomness
+from crossrec_model.ranking import Mixture
 from crossrec_model.secagg.errors import RosterError
 from crossrec_model.secagg.messages import Kind
 from crossrec_model.wire import messages as wire
@@ -149,6 +156,43 @@ def test_reasons_and_new_only(home, prepared, plan) -> None:
     for item in everything.items:
         if item.reason.startswith("taken "):
             assert item.item_id in had
+
+
+def test_a_linked_profile_changes_its_own_users_list_and_nobody_elses(home, tmp_path: Path) -> None:
+    shutil.copytree(home / "A", tmp_path / "A")
+    folder, width = PlatformFolder(tmp_path / "A"), 3
+    before = Recommender(folder, "A", CPU)
+    users = [f"u{number}" for number in range(60) if number != 8] + ["stranger"]
+    links = {f"{number:032x}": user for number, user in enumerate(users)}
+    # Each profile says which kind of item its user takes; the stranger is of the second kind.
+    kinds = [1 if user == "stranger" else int(user[1:]) % 3 for user in users]
+    batch = ProfileBatch(
+        sender="B",
+        period="2024-07",
+        day=float(before._moment.day) - 1,
+        terms=ProfileTerms(dimension=width, clip=5.0),
+        cells=tuple(range(5)),
+        basis=np.eye(5, width, dtype=np.float32),
+        links=tuple(sorted(links)),
+        vectors=3 * np.eye(width, dtype=np.float32)[kinds],
+    )
+    ReceivedProfiles(folder.path).take(batch.to_bytes(), sender="B", links=links)
+    weights = [0.0] * (2 * len(LINKED) + 3)
+    weights[LINKED.index("linked taste")] = weights[LINKED.index("linked taste") + len(LINKED)] = (
+        9.0
+    )
+    good = Trial(users=9, fit=Gain(mean=1, error=0.1), ndcg=Gain(mean=1, error=0.1), least=2.0)
+    added = Added(mixture=Mixture(names=LINKED, weights=tuple(weights)), trial=good)
+    save_weights(folder.path, LinkedWeights(known=added, newcomer=added, middle=5.0))
+    after = Recommender(folder, "A", CPU, links={"B": links})
+    assert after.recommend("u7", k=9) != before.recommend("u7", k=9)
+    for user in ("u8", "nobody"):
+        assert after.recommend(user, k=30) == before.recommend(user, k=30)
+    new = after.recommend("stranger", k=5)
+    assert [item.category for item in new.items] == [("kind1",)] * 5
+    assert {item.reason for item in new.items} == {LINKED_REASON}
+    # Without the links, what was received is of nobody.
+    assert Recommender(folder, "A", CPU).recommend("u7", k=9) == before.recommend("u7", k=9)
 
 
 def test_an_unknown_user_gets_the_popular_items_and_is_told(home) -> None:
