@@ -21,12 +21,13 @@ from clients.scoring import OWN, OWN_MODEL, Moment, SharedModel
 from clients.serving.events import RecordedEvent
 from clients.serving.networks import LiveNetwork
 from clients.serving.past import Past, past_of
-from clients.state import PlatformFolder, StateError, Trained
+from clients.state import PlatformFolder, Trained
 from crossrec_model.config import TrainingConfig
 from crossrec_model.data.histories import Histories, read_histories
 from crossrec_model.data.items import ItemTable, item_table
 from crossrec_model.data.prepared import open_prepared
 from crossrec_model.data.splits import split_by_weeks
+from crossrec_model.errors import StateError
 from crossrec_model.parameters import Layout
 from crossrec_model.ranking import Mixture
 from crossrec_model.statistics import item_counts, log_popularity, shared_log_popularity
