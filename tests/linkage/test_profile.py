@@ -117,7 +117,9 @@ def test_no_history_makes_a_vector_longer_than_the_clip(basis: np.ndarray) -> No
     assert np.linalg.norm(short, axis=1) == pytest.approx([0.7, 0.7, 0.7], rel=1e-5)
     assert ProfileTerms(clip=0.7).sensitivity == 1.4
     # A short one is left as it is, an empty one is zeros, and one that is not finite too.
-    assert profiles(_history(1), basis, 1e6) == pytest.approx(_history(1).toarray() @ basis, abs=1e-5)
+    assert profiles(_history(1), basis, 1e6) == pytest.approx(
+        _history(1).toarray() @ basis, abs=1e-5
+    )
     rows.data[0] = np.inf
     assert not profiles(rows, basis, 0.7)[0].any()
     assert not profiles(sp.csr_matrix((1, CELLS), dtype=np.float32), basis, 0.7).any()
