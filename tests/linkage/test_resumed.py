@@ -19,7 +19,7 @@ from crossrec_model.linkage.errors import LinkageError, TooOftenError, UnknownPl
 from crossrec_model.linkage.group import Cores
 from crossrec_model.linkage.intersection import Side
 from crossrec_model.linkage.messages import Purpose
-from crossrec_model.linkage.policy import Policy, marks_of
+from crossrec_model.linkage.policy import Past, Policy, marks_of
 from crossrec_model.secagg.identity import Member
 from crossrec_model.secagg.roster import Roster
 from server.linking import PostOffice
@@ -92,8 +92,8 @@ def test_one_that_was_not_counted_yet_counts_as_of_now(tmp_path: Path, cores: Co
     assert again is not None
     assert again.time >= kept.time
     folder, now = LinkageFolder(tmp_path), int(time.time())
-    for ago in (5000, 6000):
-        folder.record("B", Purpose.USERS, now - ago, marks_of(digests(WORDS)))
+    marks = marks_of(digests(WORDS))
+    folder.record("B", Purpose.USERS, Past(times=(now - 6000, now - 5000), sets=(marks, marks)))
     with pytest.raises(TooOftenError):
         run_session(_task(tmp_path), cores)
 
@@ -101,6 +101,7 @@ def test_one_that_was_not_counted_yet_counts_as_of_now(tmp_path: Path, cores: Co
 def test_one_that_was_counted_is_not_counted_against_itself(tmp_path: Path, cores: Cores) -> None:
     kept = _begun(tmp_path, cores)
     folder = LinkageFolder(tmp_path)
-    folder.record("B", Purpose.USERS, kept.time, marks_of(digests(WORDS)))
+    past = Past(times=(kept.time,), sets=(marks_of(digests(WORDS)),))
+    folder.record("B", Purpose.USERS, past)
     with pytest.raises(LinkageError, match="silent"):
         run_session(_task(tmp_path, policy=Policy(least=20, most=1)), cores)
