@@ -33,10 +33,11 @@ from queue import SimpleQueue
 import numpy as np
 
 from crossrec_model.evaluation.figures import Figure, write_figures
+from crossrec_model.linkage.compared import Compared
 from crossrec_model.linkage.elements import Person, people
 from crossrec_model.linkage.group import Cores, Rows, Scalar
 from crossrec_model.linkage.identifiers import Rules
-from crossrec_model.linkage.intersection import Compared, Exchanging, Side
+from crossrec_model.linkage.intersection import Exchanging, Side
 from crossrec_model.linkage.messages import Purpose
 from crossrec_model.linkage.policy import Past, Policy
 from crossrec_model.randomness import SystemRandomness

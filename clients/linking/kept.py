@@ -19,8 +19,9 @@ from clients.keys import write_file
 from crossrec_model.errors import StateError
 from crossrec_model.keyfile import read_small
 from crossrec_model.linkage.channel import Channel, Parties
+from crossrec_model.linkage.compared import MARK_BYTES
 from crossrec_model.linkage.group import Rows
-from crossrec_model.linkage.intersection import MARK_BYTES, Counters
+from crossrec_model.linkage.intersection import Counters
 from crossrec_model.linkage.messages import MAX_ELEMENTS, Purpose
 from crossrec_model.linkage.post import ANY_THREAD
 from crossrec_model.secagg.errors import SecureSumError

@@ -14,13 +14,13 @@ from clients.linking.line import Ask, Line, resumed_at
 from crossrec_model.errors import StateError
 from crossrec_model.linkage.blinding import SEED_BYTES, Blinding
 from crossrec_model.linkage.channel import OfferSecret, Parties, partner_key
+from crossrec_model.linkage.compared import Compared
 from crossrec_model.linkage.elements import Elements
 from crossrec_model.linkage.errors import OtherSessionError
 from crossrec_model.linkage.group import Cores
 from crossrec_model.linkage.intersection import (
     WINDOW,
     Accepted,
-    Compared,
     Counters,
     Exchanging,
     Offered,

@@ -18,23 +18,18 @@ A state is a type; each has exactly the steps that may follow. A refused frame c
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from crossrec_model.linkage.blinding import SEED_BYTES, Blinding, rows_of
+from crossrec_model.linkage.blocks import check_number, opened_points
 from crossrec_model.linkage.channel import Channel, OfferSecret, accept_offer, make_offer
+from crossrec_model.linkage.compared import MARK_BYTES, Compared, compare_marks
 from crossrec_model.linkage.errors import (
-    BlockNumberError,
-    BlockSizeError,
-    MadeUpError,
     MissingBlockError,
-    PointError,
-    RepeatedElementError,
     ReplayedBlockError,
     TruncatedError,
     UnknownPlatformError,
@@ -42,7 +37,6 @@ from crossrec_model.linkage.errors import (
 from crossrec_model.linkage.group import Cores, Rows
 from crossrec_model.linkage.messages import (
     BLOCK,
-    POINT_BYTES,
     Accept,
     Announcement,
     Offer,
@@ -56,8 +50,6 @@ from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import IdentityKey
 from crossrec_model.secagg.roster import Roster
 
-#: What is kept of a doubly blinded element: 16 bytes tell 2^24 apart but for a chance of 2^-80.
-MARK_BYTES: Final = 16
 #: Own blocks under way at a time.
 WINDOW: Final = 2
 #: Makes a writable array uint8 [rows, 16] of a name: memory, or a file that outlives the process.
@@ -262,18 +254,18 @@ class Exchanging:
         sealed = decode_as(Sealed, frame)
         counters = self.counters
         if sealed.stream is Stream.BLINDED:
-            _check_number(sealed, counters.taken, self.their_blocks)
+            check_number(sealed, counters.taken, self.their_blocks)
             rows = rows_of(sealed.number, self.their_size)
-            points = _points(self.channel, sealed, rows)
+            points = opened_points(self.channel, sealed, rows)
             doubled = cores.multiply(points, self.blinding.scalar)
             self.theirs[rows] = doubled[:, :MARK_BYTES]
             self.counters = replace(counters, taken=counters.taken + 1)
             answer = self.channel.seal(Stream.RETURNED, sealed.number, doubled.tobytes())
             return encode(answer)
         if sealed.stream is Stream.RETURNED:
-            _check_number(sealed, counters.returned, counters.sent)
+            check_number(sealed, counters.returned, counters.sent)
             rows = self.blinding.rows(sealed.number)
-            self.own[rows] = _points(self.channel, sealed, rows)[:, :MARK_BYTES]
+            self.own[rows] = opened_points(self.channel, sealed, rows)[:, :MARK_BYTES]
             self.counters = replace(counters, returned=counters.returned + 1)
             return None
         raise ReplayedBlockError("a second announcement came; the first one counts")
@@ -308,34 +300,7 @@ class Exchanging:
                 f"the other side ended after {self.counters.taken} of {self.their_blocks} blocks, "
                 f"and {self.counters.returned} of {self.blinding.blocks} answers; link again"
             )
-        theirs = np.sort(_comparable(self.theirs))
-        own = _comparable(self.own)
-        for what, marks in (("set", theirs), ("answers", np.sort(own))):
-            if (marks[1:] == marks[:-1]).any():
-                raise RepeatedElementError(
-                    f"the other side's {what} hold an element twice; it cheats"
-                )
-        places = np.minimum(np.searchsorted(theirs, own), len(theirs) - 1)
-        found = np.flatnonzero(theirs[places] == own)
-        elements = self.blinding.order[found]
-        if (elements >= self.blinding.elements).any():
-            raise MadeUpError(
-                "the other side's answers claim to know what nobody else can have; it cheats"
-            )
-        links = _links(self.channel.secret("links"), self.own[found])
-        return Compared(elements=elements.astype(np.int64), links=links, their_size=self.their_size)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Compared:
-    """The end: the own elements that both have (int64 [m]), and for each the id that both derive.
-
-    `links` are uint8 [m, 16], different in every session and for every pair of platforms.
-    """
-
-    elements: npt.NDArray[np.int64]
-    links: Rows
-    their_size: int
+        return compare_marks(self.own, self.theirs, self.blinding, self.channel.secret("links"))
 
 
 def _announcement(channel: Channel, blinding: Blinding) -> bytes:
@@ -350,46 +315,3 @@ def _announced(channel: Channel, frame: bytes, permit: Permit) -> int:
     size = decode_as(Announcement, channel.open(sealed)).size
     permit.check_partner(size)
     return size
-
-
-def _check_number(sealed: Sealed, due: int, end: int) -> None:
-    what = f"block {sealed.number} of {sealed.stream.name.lower()}"
-    if sealed.number < due:
-        raise ReplayedBlockError(f"{what} came again; it was taken once")
-    if sealed.number >= end:
-        raise BlockNumberError(f"{what} came; there are {end}")
-    if sealed.number > due:
-        raise MissingBlockError(f"{what} came where {due} was due: one is missing")
-
-
-def _points(channel: Channel, sealed: Sealed, rows: slice) -> Rows:
-    """Open a block; raises the errors of `Exchanging.receive`."""
-    plain, count = channel.open(sealed), rows.stop - rows.start
-    if len(plain) != count * POINT_BYTES:
-        raise BlockSizeError(
-            f"block {sealed.number} has {len(plain)} bytes; {count * POINT_BYTES} are needed"
-        )
-    points = np.frombuffer(plain, dtype=np.uint8).reshape(count, POINT_BYTES)
-    # An encoding is even and below 2^255 - 19; all zeros are the identity.
-    top = points[:, ::-1]
-    above = (top[:, 0] > 0x7F) | (
-        (top[:, 0] == 0x7F) & (top[:, 1:31] == 0xFF).all(axis=1) & (top[:, 31] >= 0xED)
-    )
-    if (above | (points[:, 0] & 1 == 1) | ~points.any(axis=1)).any():
-        raise PointError(f"block {sealed.number} holds a malformed point or the identity")
-    whole = np.sort(points.view(f"S{POINT_BYTES}")[:, 0])
-    if (whole[1:] == whole[:-1]).any():
-        raise RepeatedElementError(f"block {sealed.number} holds an element twice")
-    return points
-
-
-def _comparable(marks: Rows) -> npt.NDArray[np.bytes_]:
-    return np.ascontiguousarray(marks).view(f"S{MARK_BYTES}")[:, 0]
-
-
-def _links(key: bytes, marks: Rows) -> Rows:
-    """Derive the id of every linked element uint8 [m, 16]: HKDF's expansion under the session's key."""
-    raw, made = marks.tobytes(), bytearray()
-    for at in range(0, len(raw), MARK_BYTES):
-        made += hmac.digest(key, raw[at : at + MARK_BYTES] + b"\x01", "sha256")[:MARK_BYTES]
-    return np.frombuffer(bytes(made), dtype=np.uint8).reshape(-1, MARK_BYTES)

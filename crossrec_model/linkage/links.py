@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from crossrec_model.errors import DataError
+from crossrec_model.linkage.compared import Compared
 from crossrec_model.linkage.elements import Elements, owner_of
-from crossrec_model.linkage.intersection import Compared
 from crossrec_model.linkage.messages import Purpose
 from crossrec_model.wire.messages import PLATFORM_ID
 

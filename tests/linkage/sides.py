@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from crossrec_model.linkage.compared import Compared
 from crossrec_model.linkage.group import Cores, Rows
-from crossrec_model.linkage.intersection import Compared, Exchanging, Side
+from crossrec_model.linkage.intersection import Exchanging, Side
 from crossrec_model.linkage.messages import Purpose
 from crossrec_model.linkage.policy import Past, Policy
 from crossrec_model.randomness import SystemRandomness

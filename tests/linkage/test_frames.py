@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sides import digests, link
 
 from crossrec_model.errors import DataError, WireError
+from crossrec_model.linkage.compared import Compared
 from crossrec_model.linkage.elements import Person, people
 from crossrec_model.linkage.group import Cores
 from crossrec_model.linkage.identifiers import Rules
-from crossrec_model.linkage.intersection import Compared
 from crossrec_model.linkage.links import Links, linked
 from crossrec_model.linkage.messages import (
     BLOCK,

@@ -7,8 +7,8 @@ import random
 import pytest
 from sides import digests, link
 
+from crossrec_model.linkage.compared import Compared
 from crossrec_model.linkage.group import Cores
-from crossrec_model.linkage.intersection import Compared
 
 
 def _common(words: list[str], end: Compared) -> set[str]:
