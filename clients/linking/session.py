@@ -35,6 +35,8 @@ from crossrec_model.secagg.node_pass import federation_of
 
 #: How long the end is told to a partner that may still need it, in seconds.
 SETTLE_S: Final = 60.0
+#: How often a session is begun anew because the partner, or so the courier says, has done so.
+MOST_ANEW: Final = 100
 #: Blocks done, of all.
 Show = Callable[[int, int], None]
 
@@ -252,12 +254,15 @@ class Session:
 
 def run_session(task: Task, cores: Cores) -> tuple[Session, Compared]:
     """Run a session; one that the partner has left before anything was sent is begun anew."""
+    anew = 0
     while True:
         session = Session(task, cores)
         try:
             return session, session.run()
         except OtherSessionError:
-            if session._kept.phase not in {Phase.NEW, Phase.OFFERED, Phase.ACCEPTED}:
+            early = session._kept.phase in {Phase.NEW, Phase.OFFERED, Phase.ACCEPTED}
+            if not early or anew == MOST_ANEW:
                 raise
+            anew += 1
             task.folder.clear_session(task.partner, task.purpose)
             task.report(f"{task.partner} has begun anew; so does this side")

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
-from sides import connect, digests, exchange
+from dataclasses import replace
 
+import pytest
+from sides import KEYS, NOW, OPEN, ROSTER, SYSTEM, Remembered, connect, digests, exchange, side
+
+from crossrec_model.linkage import channel
 from crossrec_model.linkage.blinding import Blinding
-from crossrec_model.linkage.errors import MadeUpError
+from crossrec_model.linkage.errors import HandshakeError, MadeUpError
 from crossrec_model.linkage.group import Cores
-from crossrec_model.linkage.messages import Sealed, Stream, decode_as, encode
+from crossrec_model.linkage.intersection import Offered, Side
+from crossrec_model.linkage.messages import (
+    Accept,
+    Offer,
+    Purpose,
+    Sealed,
+    Stream,
+    decode_as,
+    encode,
+)
+from crossrec_model.linkage.policy import Permit
 
 ONE, TWO = digests(range(100)), digests(range(50, 150))
 
@@ -46,10 +59,10 @@ def test_no_two_frames_are_sealed_under_one_key_stream() -> None:
     """The same plain text never gives the same first bytes: not in another place, stream or direction."""
     a, b = connect(ONE, TWO)
     plain, seen = bytes(64), set()
-    for channel in (a.channel, b.channel):
+    for way in (a.channel, b.channel):
         for stream in Stream:
             for number in range(5):
-                seen.add(channel.seal(stream, number, plain).ciphertext[:32])
+                seen.add(way.seal(stream, number, plain).ciphertext[:32])
     assert len(seen) == 2 * len(Stream) * 5
 
 
@@ -78,3 +91,60 @@ def test_link_ids_need_the_sessions_key(cores: Cores) -> None:
     first = a.compare().links
     object.__setattr__(a.channel, "root", b"other" * 6 + b"  ")
     assert {bytes(x) for x in first}.isdisjoint({bytes(x) for x in a.compare().links})
+
+
+def _permit(partner: str, purpose: Purpose = Purpose.USERS) -> Permit:
+    return OPEN.permit(Remembered(), partner, purpose, ONE, NOW)
+
+
+def _offered() -> tuple[Offered, Offer]:
+    state, frame = side("A").offer(ONE, _permit("B"), SYSTEM)
+    return state, decode_as(Offer, frame)
+
+
+def test_an_offer_is_good_for_nothing_that_its_signature_does_not_name() -> None:
+    _, offer = _offered()
+    other = replace(ROSTER, federation="south")
+    there = channel.federation_of(other)
+    items = replace(offer, purpose=Purpose.ITEMS)
+    for by, wrong, purpose in (
+        (side("C"), replace(offer, responder="C"), Purpose.USERS),
+        (side("B"), items, Purpose.ITEMS),
+        (
+            Side(roster=other, platform="B", key=KEYS["B"]),
+            replace(offer, federation=there),
+            Purpose.USERS,
+        ),
+    ):
+        with pytest.raises(HandshakeError, match="not signed"):
+            by.accept(encode(wrong), ONE, _permit("A", purpose), SYSTEM)
+
+
+def test_an_acceptance_is_good_for_no_other_offer_whatever_it_claims() -> None:
+    state, offer = _offered()
+    _, other = _offered()
+    _, frame = side("B").accept(encode(other), ONE, _permit("A"), SYSTEM)
+    claimed = replace(decode_as(Accept, frame), offer=channel.offer_digest(offer))
+    with pytest.raises(HandshakeError, match="not signed"):
+        state.accepted(encode(claimed))
+
+
+def test_what_was_said_makes_the_keys() -> None:
+    """The same shared secret gives other keys where anything that was said is another."""
+    state, offer = _offered()
+    _, frame = side("B").accept(encode(offer), ONE, _permit("A"), SYSTEM)
+    accept, offered = decode_as(Accept, frame), channel.offer_digest(offer)
+    parties = state.secret.parties
+    roots = {
+        channel._channel(who, said, answer, bytes(32), initiates=True).root
+        for who, said, answer in (
+            (parties, offered, accept),
+            (parties, bytes(32), accept),
+            (parties, offered, replace(accept, ephemeral=bytes(32))),
+            (replace(parties, initiator="C"), offered, accept),
+            (replace(parties, responder="C"), offered, accept),
+            (replace(parties, purpose=Purpose.ITEMS), offered, accept),
+            (replace(parties, federation=bytes(32)), offered, accept),
+        )
+    }
+    assert len(roots) == 7

@@ -9,7 +9,7 @@ import pytest
 
 from clients.linking import folder as module
 from clients.linking.folder import LinkageFolder, read_links
-from crossrec_model.errors import StateError
+from crossrec_model.errors import DataError, StateError
 from crossrec_model.linkage.links import Links
 from crossrec_model.linkage.messages import Purpose
 
@@ -103,3 +103,24 @@ def test_a_revocation_is_on_the_disk_before_anything_is_deleted(
     with pytest.raises(KilledError):
         folder.revoke(["u1"])
     assert folder.revoked() == {"u1"}
+
+
+@pytest.mark.parametrize("link", ["", "..", "../../keys", "1" * 31, "A" * 32, ONE + "/.."])
+def test_a_link_id_names_no_other_folder(tmp_path: Path, link: str) -> None:
+    with pytest.raises(DataError):
+        LinkageFolder(tmp_path).derived(link)
+
+
+@pytest.mark.parametrize(
+    ("times", "marks"), [("-1", [1]), ("true", [1]), ("1.5", [1]), ("1", [2, 1]), ("1", [1, 1])]
+)
+def test_a_past_that_could_not_have_been_written_is_noticed(
+    tmp_path: Path, times: str, marks: list[int]
+) -> None:
+    folder = LinkageFolder(tmp_path)
+    folder.path.mkdir()
+    body = b"".join(mark.to_bytes(8, "little") for mark in marks)
+    head = f'{{"format":1,"times":[{times}]}}\n'.encode()
+    (folder.path / "B.users.past").write_bytes(head + body)
+    with pytest.raises(StateError):
+        folder.past("B", Purpose.USERS)

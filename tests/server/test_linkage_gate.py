@@ -10,14 +10,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossrec_model.linkage.messages import Purpose
-from crossrec_model.linkage.post import MAX_POST, Pull, Pulled, Push, decode_post_as, encode_post
+from crossrec_model.linkage.post import (
+    ANY_THREAD,
+    MAX_POST,
+    Pull,
+    Pulled,
+    Push,
+    decode_post_as,
+    encode_post,
+)
 from crossrec_model.randomness import SystemRandomness
 from crossrec_model.secagg.identity import IdentityKey, Member
 from crossrec_model.secagg.node_pass import HEADER, TOLERANCE_S, NodePass, federation_of
 from crossrec_model.secagg.roster import Roster
 from server.doorkeeper import KEY_HEADER, Doorkeeper
 from server.gate import LINKAGE, Gate
-from server.linking import BEGIN_BURST, BEGIN_PER_S, BURST, PostOffice
+from server.linking import BEGIN_BURST, BEGIN_PER_S, BURST, MOST_OF_ALL, PostOffice
 
 KEYS = {name: IdentityKey.generate(SystemRandomness()) for name in "ABC"}
 ROSTER = Roster(
@@ -138,6 +146,29 @@ def test_one_platform_writes_no_audit_line_without_end() -> None:
     assert len(heard) <= BEGIN_BURST + 600 * BEGIN_PER_S + 1
     # Whoever waits is let in again, though the asking never stopped.
     assert len(heard) > BEGIN_BURST + 500 * BEGIN_PER_S
+
+
+def test_who_does_not_name_the_thread_takes_nothing_out_of_a_box() -> None:
+    office = PostOffice(lambda: ("A", "B"))
+    office.answer("A", PUSH)
+    late = Pull(partner="A", purpose=Purpose.USERS, thread=ANY_THREAD, number=7)
+    office.answer("B", encode_post(late))
+    assert office.waiting == 1
+    assert decode_post_as(Pulled, office.answer("B", PULL)).frame == b"f"
+
+
+def test_all_senders_together_fill_no_more_than_there_is_room_for() -> None:
+    names = tuple(f"P{k}" for k in range(40))
+    office = PostOffice(lambda: names, clock=lambda: 0.0)
+    for sender in names:
+        for partner in names[:9]:
+            for number in range(8):
+                push = Push(
+                    partner=partner, purpose=Purpose.ITEMS, thread=b"t" * 16,
+                    opens=number == 0, number=number, frame=b"f",
+                )  # fmt: skip
+                office.answer(sender, encode_post(push))
+    assert office.waiting == MOST_OF_ALL
 
 
 def _opening(second: int, k: int) -> bytes:
