@@ -93,7 +93,7 @@ def spread(scores: Float, vectors: Float, k: int, diversity: float, method: str)
     A list is never shorter for being varied: where the determinant is used up, the best follow.
     """
     if diversity == 0 or len(scores) <= 1:
-        return best(scores, k)
+        return np.arange(min(k, len(scores)))
     low, high = float(scores.min()), float(scores.max())
     relevance = (scores.astype(np.float64) - low) / max(high - low, 1e-12)
     alike = vectors.astype(np.float64) @ vectors.T.astype(np.float64)

@@ -44,6 +44,29 @@ SHARED_MODEL = "shared model"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Edges:
+    """A graph's edges by the item that they come from, in the types that are summed without a conversion.
+
+    Item i has those from `start`[i] to `start`[i + 1], each to the candidate `column` with a `weight`.
+    """
+
+    start: Int
+    column: Int
+    weight: Wide
+    width: int
+
+    @classmethod
+    def of(cls, graph: sp.csr_matrix) -> Edges:
+        """From csr [items, C]."""
+        return cls(
+            start=graph.indptr.astype(np.int64),
+            column=graph.indices.astype(np.int64),
+            weight=graph.data.astype(np.float64),
+            width=graph.shape[1],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LiveModel:
     """One version of what a platform serves; nothing in it changes once it is made.
 
@@ -80,6 +103,11 @@ class LiveModel:
         column = np.full(len(self.items), -1, dtype=np.int64)
         column[self.candidates] = np.arange(len(self.candidates))
         return column
+
+    @cached_property
+    def edges(self) -> dict[str, Edges]:
+        """The graphs as a user's scores read them."""
+        return {name: Edges.of(graph) for name, graph in self.graphs.items()}
 
     @cached_property
     def titles(self) -> list[str]:

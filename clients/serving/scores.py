@@ -7,9 +7,15 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 
-from clients.serving.model import NEIGHBOURS, OWN_GRAPH, OWN_ORDER, SHARED_GRAPH, LiveModel
+from clients.serving.model import (
+    NEIGHBOURS,
+    OWN_GRAPH,
+    OWN_ORDER,
+    SHARED_GRAPH,
+    Edges,
+    LiveModel,
+)
 from clients.serving.networks import UserInput
 from clients.serving.past import Past
 from crossrec_model.history_rows import history_rows
@@ -43,6 +49,8 @@ class History:
 
     items: Int
     weights: Float
+    #: Whether all weights are 1.
+    even: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +80,8 @@ class Evidence:
 
 def score(model: LiveModel, past: Past) -> Evidence:
     """Score all candidates for a user with what is known of her."""
-    plain = History(items=past.items, weights=np.ones(len(past.items), dtype=np.float32))
+    ones = np.ones(len(past.items), dtype=np.float32)
+    plain = History(items=past.items, weights=ones, even=True)
     latest = _fading(past, len(model.items))
     sums: dict[tuple[str, bool], Float] = {}
     inputs: dict[str, UserInput] = {}
@@ -87,7 +96,7 @@ def score(model: LiveModel, past: Past) -> Evidence:
             graph, fading, floor = GRAPH_TERMS[name]
             if (graph, fading) not in sums:
                 history = latest if fading else plain
-                sums[graph, fading] = summed(model.graphs[graph], history)
+                sums[graph, fading] = summed(model.edges[graph], history)
             np.log(sums[graph, fading] + floor, out=values[place])
     count, age = _takings(model, past)
     return Evidence(
@@ -101,14 +110,18 @@ def score(model: LiveModel, past: Past) -> Evidence:
     )
 
 
-def summed(graph: sp.csr_matrix, history: History) -> Float:
+def summed(edges: Edges, history: History) -> Float:
     """Σ of the edges from a history to each candidate, float32 [C]; never negative."""
-    start = graph.indptr[history.items]
-    length = graph.indptr[history.items + 1] - start
-    before = np.cumsum(length) - length
-    edge = np.arange(int(length.sum())) + np.repeat(start - before, length)
-    weights = graph.data[edge] * np.repeat(history.weights, length)
-    sums = np.bincount(graph.indices[edge], weights=weights, minlength=graph.shape[1])
+    start, end = edges.start[history.items], edges.start[history.items + 1]
+    # A copy of a few long runs is faster than one number at a time.
+    runs = [slice(a, b) for a, b in zip(start.tolist(), end.tolist(), strict=True)]
+    if not runs:
+        return np.zeros(edges.width, dtype=np.float32)
+    weights = np.concatenate([edges.weight[run] for run in runs])
+    if not history.even:
+        weights *= np.repeat(history.weights, end - start)
+    column = np.concatenate([edges.column[run] for run in runs])
+    sums = np.bincount(column, weights=weights, minlength=edges.width)
     return np.maximum(sums, 0).astype(np.float32)
 
 

@@ -185,7 +185,8 @@ class Service:
 def _ready(model: LiveModel, before: _Served | None) -> _Served:
     shelf = Shelf(model)
     shelf.warm()
-    _ = model.row, model.column, model.titles, model.categories, model.prices
+    # Worked out now, rather than by the first calls.
+    _ = model.row, model.column, model.edges, model.titles, model.categories, model.prices
     shown_before = np.zeros(len(model.items), dtype=bool)
     if before is not None:
         for item in np.flatnonzero(before.shown).tolist():
