@@ -173,7 +173,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     given: dict[str, Any] = vars(options)
     names = (
         *("device", "threads", "max_bad", "min_users", "validation_weeks", "test_weeks"),
-        *("roster", "accept_roster", "allow_two", "colluding_share", "new_run", "yes"),
+        *("roster", "accept_roster", "allow_two", "colluding_share", "new_run", "yes", "signer"),
         *("epsilon", "delta", "life_epsilon", "no_privacy", "own_network", "data_end"),
     )
     from clients.participation import Settings, folder_of

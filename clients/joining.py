@@ -76,12 +76,23 @@ def load_plan(folder: Path) -> SignedPlan | None:
 
 
 def accept_invitation(
-    folder: Path, platform: str, path: Path, *, ask: Ask, explain: Explain, allow_two: bool
+    folder: Path,
+    platform: str,
+    path: Path,
+    *,
+    ask: Ask,
+    explain: Explain,
+    allow_two: bool,
+    signer: str | None = None,
 ) -> None:
     """Pin what an invitation says, once the operator has agreed.
 
+    Args:
+        signer: the fingerprint that the operator was told by phone, where he gave it beforehand.
+
     Raises:
-        ConfigError: for a file that is no invitation of this platform, or if the operator declines.
+        ConfigError: for a file that is no invitation of this platform, of another signer than the one
+            given, or if the operator declines.
         RosterError: for one that does not follow what is pinned, or has another key for this platform.
     """
     try:
@@ -94,6 +105,11 @@ def accept_invitation(
         raise ConfigError(
             f"invitation {path} is for platform {invitation.platform}, not {platform}; "
             "ask the coordinator's operator for yours"
+        )
+    if signer is not None and invitation.signer.fingerprint != signer.strip().upper():
+        raise ConfigError(
+            f"invitation {path} is signed by {invitation.signer.fingerprint}, not by --signer {signer}; "
+            "ask the coordinator's operator by phone which is right"
         )
     roster = invitation.roster
     before = load_roster(folder)

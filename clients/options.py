@@ -67,6 +67,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--no-privacy", action="store_true", help="also follow plans without differential privacy")
     add("--data-end", type=day, metavar="DAY", help="the data's last day, YYYY-MM-DD")
     add("--yes", action="store_true", help="accept a changed roster or plan without asking")
+    add("--signer", metavar="FINGERPRINT", help="refuse an invitation that another key signed")
     add("--own-network", action="store_true", help="train a network of your own too")
     add("--validation-weeks", type=float, default=8.0, help="from so long before the end (8)")
     add("--test-weeks", type=float, default=4.0, help="left for testing at the end (4)")

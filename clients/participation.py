@@ -66,6 +66,8 @@ class Settings:
     allow_two: bool = False
     #: Accept a changed roster or plan without asking.
     yes: bool = False
+    #: Fingerprint that an invitation must be signed by.
+    signer: str | None = None
     #: Train a network of the platform's own too, beside its closed-form graphs.
     own_network: bool = False
     #: The day on which the data end, where that is known without looking at them.

@@ -11,7 +11,7 @@ import torch
 
 from clients.dataset import Dataset
 from clients.graph import nearest
-from clients.training import TrainingData, optimizer_for, steps, train_steps
+from clients.training import TrainingData, train
 from crossrec_model.config import ModelConfig, Plan
 from crossrec_model.data.items import item_table
 from crossrec_model.encoding import ItemTensors
@@ -69,9 +69,8 @@ def train_private(
     data = TrainingData(index=dataset.index, items=dataset.items, tensors=tensors, end=end)
     for epoch in range(1, epochs + 1):
         # A fresh optimiser an epoch, as in a federated round: the rows differ in data only.
-        optimizer = optimizer_for(network, plan.training)
-        one = steps(data, plan, statistics, popularity, stream.child("epoch", epoch))
-        note(epoch, train_steps(network, optimizer, one, plan))
+        part = stream.child("epoch", epoch)
+        note(epoch, train(network, data, plan, statistics, popularity, [part]))
     return PrivateModel(network=network, statistics=statistics, tensors=tensors)
 
 

@@ -27,6 +27,7 @@ from crossrec_model.errors import ConfigError, DataError
 from crossrec_model.parameters import Layout
 from crossrec_model.ranking import REPEAT_NAMES, Components, Mixture
 from crossrec_model.statistics import item_counts, log_popularity, shared_log_popularity
+from crossrec_model.topk import NO_ITEM, given_scorer, ranked
 
 REASONS: Final = {
     "own popularity": "popular on this platform",
@@ -166,14 +167,15 @@ class Recommender:
         spoken = self._linked.of_known(row) if self._linked else None
         if spoken is not None:
             scores = spoken.added.scores(scores, spoken.components)
-        scores = scores[0].astype(np.float64)  # [candidates]
+        scores = scores[0]
         if new_only:
             scores[components.count[0] > 0] = -np.inf
-        speech = contributions(mixture, components)
-        order = [int(c) for c in np.argsort(-scores, kind="stable")[:k] if np.isfinite(scores[c])]
+        speech, linked = contributions(mixture, components), None
+        if spoken is not None:
+            linked = contributions(spoken.added.mixture, spoken.components).sum(axis=0)
         return tuple(
-            self._item(place, column, scores[column], _reason(speech, components, column, spoken))
-            for place, column in enumerate(order, 1)
+            self._item(place, column, scores[column], _reason(speech, components, column, linked))
+            for place, column in enumerate(_best(scores, k), 1)
         )
 
     def _cold(self, k: int, spoken: Spoken | None) -> tuple[Recommendation, ...]:
@@ -189,14 +191,11 @@ class Recommender:
         scores = (weights[0] * own + weights[1] * shared)[self._moment.candidates]
         reason = COLD_REASON
         if spoken is not None:
-            scores, reason = (
-                spoken.added.scores(cold_scores(self._moment), spoken.components)[0],
-                LINKED_REASON,
-            )
-        order = np.argsort(-scores, kind="stable")[:k]
+            reason, cold = LINKED_REASON, cold_scores(self._moment)
+            scores = spoken.added.scores(cold, spoken.components)[0].astype(np.float64)
         return tuple(
-            self._item(place, int(column), scores[column], reason)
-            for place, column in enumerate(order, 1)
+            self._item(place, column, scores[column], reason)
+            for place, column in enumerate(_best(scores, k), 1)
         )
 
     @cached_property
@@ -251,14 +250,21 @@ def contributions(mixture: Mixture, components: Components) -> npt.NDArray[np.fl
     return np.vstack([speech, repeats])
 
 
+def _best(scores: npt.NDArray[np.floating], k: int) -> list[int]:
+    """Columns of the k best of scores [candidates], best first; fewer where −∞ hides the rest."""
+    best, _ = ranked(given_scorer(scores[None]), users=1, items=len(scores), k=k)
+    return [int(column) for column in best[0] if column != NO_ITEM]
+
+
 def _reason(
-    speech: npt.NDArray[np.float64], components: Components, column: int, spoken: Spoken | None
+    speech: npt.NDArray[np.float64],
+    components: Components,
+    column: int,
+    linked: npt.NDArray[np.float64] | None,
 ) -> str:
-    """What spoke loudest for an item: a component, her own repeats, or all of a linked profile."""
-    if spoken is not None:
-        linked = contributions(spoken.added.mixture, spoken.components)[:, column].sum()
-        if linked > speech[:, column].max():
-            return LINKED_REASON
+    """What spoke loudest for an item: a component, her own repeats, or a linked profile [candidates]."""
+    if linked is not None and linked[column] > speech[:, column].max():
+        return LINKED_REASON
     best = int(np.argmax(speech[:, column]))
     count, age = int(components.count[0, column]), float(components.age[0, column])
     if count > 0 and best == len(components.names):

@@ -139,6 +139,7 @@ def accept_invited(settings: Settings, path: Path, ask: Ask) -> None:
         ask=ask,
         explain=_explainer(settings),
         allow_two=settings.allow_two,
+        signer=settings.signer,
     )
 
 

@@ -14,7 +14,7 @@ from clients.noisy_training import (
     summed_gradient,
     summed_popularity,
 )
-from clients.training import optimizer_for, steps, train_steps
+from clients.training import train
 from crossrec_model.parameters import Vector
 from crossrec_model.privacy.bounded import BoundedSum
 from crossrec_model.privacy.noise import NoiseSource
@@ -51,11 +51,8 @@ def plain_update(
     network, statistics = layout.unpack(parameters, dataset.device)
     popularity = shared_log_popularity(statistics, dataset.items)
     stream = ExperimentRandomness(plan.seed, "round", number, "platform", platform)
-    optimizer, loss = optimizer_for(network, plan.training), 0.0
-    for epoch in range(1, plan.training.epochs + 1):
-        part = stream.child("epoch", epoch)
-        one = steps(dataset.training, plan, statistics, popularity, part)
-        loss = train_steps(network, optimizer, one, plan)
+    epochs = [stream.child("epoch", epoch) for epoch in range(1, plan.training.epochs + 1)]
+    loss = train(network, dataset.training, plan, statistics, popularity, epochs)
     update = layout.pack(network, statistics) - parameters
     update[layout.trained :] = 0.0
     return update, loss, f"trained, loss {loss:.4f}, {time.monotonic() - started:.2f} s"

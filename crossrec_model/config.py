@@ -107,9 +107,13 @@ class TrainingConfig:
     learning_rate: float = 0.003
     epochs: int = 1
     users_per_step: int = 128
+    #: A platform with few users takes smaller steps, so that an epoch has so many.
+    least_steps: int = 1
     history: int = 64
     positives: int = 20
     negatives: int = 256
+    #: Of a step's negatives, each user is compared with so many; 0: with all.
+    negatives_a_user: int = 0
     window_days: float = 14.0
     recency_days: float = 90.0
 
@@ -121,7 +125,9 @@ class TrainingConfig:
         _within("training.users_per_step", self.users_per_step, 1, 1_000_000)
         _within("training.history", self.history, 1, 10_000)
         _within("training.positives", self.positives, 1, 10_000)
+        _within("training.least_steps", self.least_steps, 1, 1000)
         _within("training.negatives", self.negatives, 1, 100_000)
+        _within("training.negatives_a_user", self.negatives_a_user, 0, self.negatives)
         _within("training.window_days", self.window_days, 0.01, 3650.0)
         _within("training.recency_days", self.recency_days, 0.01, 36500.0)
 

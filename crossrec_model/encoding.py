@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,6 +35,27 @@ class ItemTensors:
             vectors=torch.from_numpy(table.vectors).to(device),
         )
 
+    @cached_property
+    def connected(self) -> tuple[bool, ...]:
+        """Whether any item has a neighbour, by relation, [R]; the others' means are 0 everywhere."""
+        return tuple((self.neighbours >= 0).flatten(2).any(2).any(0).tolist())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """Distinct rows of the item table, ascending, and the place among them of each item that is there."""
+
+    rows: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, items: int) -> _Rows:
+        """From int64 [n] in any order."""
+        there = torch.zeros(items, dtype=torch.bool, device=rows.device)
+        there[rows] = True
+        # Marking costs less than sorting, and the order is the same.
+        return cls(rows=there.nonzero().squeeze(1), place=there.cumsum(0) - 1)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
@@ -51,29 +73,28 @@ def encode(
     `numbers` float32 [B, S] are standardised. The embedding table is read once, for every item and
     context that occurs anywhere: one dense gradient instead of one a use.
     """
-    distinct, place = torch.unique(rows, return_inverse=True)
-    levels = _levels(items, distinct, len(network.layers()))
-    known = torch.unique(torch.cat([levels[-1], block.history.flatten()]))
+    levels = _levels(items, rows, len(network.layers()))
+    user, slot = (block.weights != 0).any(-1).nonzero(as_tuple=True)  # of T items in histories
+    history, weights = block.history[user, slot], block.weights[user, slot]  # [T], [T, 2]
+    known = _Rows.of(torch.cat([levels[-1].rows, history]), len(items.buckets))
     spare = items.buckets.shape[1] - block.context.shape[1]
-    buckets = functional.pad(items.buckets[known], (0, max(0, -spare)))
+    buckets = functional.pad(items.buckets[known.rows], (0, max(0, -spare)))
     context = functional.pad(block.context, (0, max(0, spare)))
     sums = network.look_up(torch.cat([buckets, context]))
-    e = network.embed_items(sums[: len(known)], items.vectors[known])
-    history = e[torch.searchsorted(known, block.history)]  # [B, H, D]
-    pooled = torch.einsum("bhd,bhk->bkd", history, block.weights)  # [B, 2, D]
-    u = network.embed_users(pooled, sums[len(known) :], numbers)
-    h = _convolved(network, items, levels, known, e)
-    return Encoded(e=e[torch.searchsorted(known, rows)], h=h[place]), u
+    e = network.embed_items(sums[: len(known.rows)], items.vectors[known.rows])
+    weighed = weights[:, :, None] * _taken(e, known.place[history])[:, None]  # [T, 2, D]
+    pooled = e.new_zeros(len(block.history), *weighed.shape[1:]).index_add(0, user, weighed)
+    u = network.embed_users(pooled, sums[len(known.rows) :], numbers)
+    return _of_rows(network, items, levels, known, e, rows), u
 
 
 def encode_items(network: Network, items: ItemTensors, rows: Tensor) -> Encoded:
     """Item rows int64 [n] alone."""
-    distinct, place = torch.unique(rows, return_inverse=True)
-    levels = _levels(items, distinct, len(network.layers()))
+    levels = _levels(items, rows, len(network.layers()))
     known = levels[-1]
-    e = network.embed_items(network.look_up(items.buckets[known]), items.vectors[known])
-    h = _convolved(network, items, levels, known, e)
-    return Encoded(e=e[torch.searchsorted(known, rows)], h=h[place])
+    sums = network.look_up(items.buckets[known.rows])
+    e = network.embed_items(sums, items.vectors[known.rows])
+    return _of_rows(network, items, levels, known, e, rows)
 
 
 def encode_users(network: Network, items: ItemTensors, block: UserBlock, numbers: Tensor) -> Tensor:
@@ -81,33 +102,64 @@ def encode_users(network: Network, items: ItemTensors, block: UserBlock, numbers
     return encode(network, items, block.history.new_zeros(0), block, numbers)[1]
 
 
-def _levels(items: ItemTensors, rows: Tensor, depth: int) -> list[Tensor]:
-    """Rows, then rows with their neighbours, and so on: what each graph layer reads, ascending."""
-    levels = [rows]
+def _levels(items: ItemTensors, rows: Tensor, depth: int) -> list[_Rows]:
+    """Rows, then rows with their neighbours, and so on: what each graph layer reads."""
+    levels, count = [_Rows.of(rows, len(items.buckets))], len(items.buckets)
     for _ in range(depth):
-        around = items.neighbours[levels[-1]].flatten()
-        levels.append(torch.unique(torch.cat([levels[-1], around[around >= 0]])))
+        if not any(items.connected):
+            levels.append(levels[-1])
+            continue
+        around = items.neighbours[levels[-1].rows].flatten()
+        levels.append(_Rows.of(torch.cat([levels[-1].rows, around[around >= 0]]), count))
     return levels
 
 
+def _of_rows(
+    network: Network, items: ItemTensors, levels: list[_Rows], known: _Rows, e: Tensor, rows: Tensor
+) -> Encoded:
+    """Vectors of `rows`, which are levels[0] in any order, from the vectors e of the `known` rows."""
+    h = _convolved(network, items, levels, known, e)
+    return Encoded(e=_taken(e, known.place[rows]), h=_taken(h, levels[0].place[rows]))
+
+
 def _convolved(
-    network: Network, items: ItemTensors, levels: list[Tensor], known: Tensor, e: Tensor
+    network: Network, items: ItemTensors, levels: list[_Rows], known: _Rows, e: Tensor
 ) -> Tensor:
     """H [n, D] of levels[0], from the vectors e of the `known` rows, layer by layer."""
-    h = e[torch.searchsorted(known, levels[-1])]
+    h = _taken(e, known.place[levels[-1].rows])
     layers = network.layers()
     for number, layer in enumerate(layers, start=1):
-        rows, wider = levels[len(layers) - number], levels[len(layers) - number + 1]
-        own = h[torch.searchsorted(wider, rows)]  # [n, D]
-        around = items.neighbours[rows]  # [n, R, K]
-        seen = around >= 0
-        share = seen / seen.sum(-1, keepdim=True).clamp(min=1)  # [n, R, K]
-        # A missing neighbour points anywhere; its share is 0.
-        near = torch.searchsorted(wider, around.clamp(min=0)).clamp(max=max(len(wider) - 1, 0))
-        means = torch.einsum("nrkd,nrk->nrd", h[near], share.to(h.dtype))  # [n, R, D]
-        parts = [own if r == "self" else means[:, i] for i, r in enumerate(layer.relations)]
-        h = network.activation(layer(torch.stack(parts, dim=1)))
+        level, wider = levels[len(layers) - number], levels[len(layers) - number + 1]
+        own = h if level is wider else _taken(h, wider.place[level.rows])  # [n, D]
+        # What no item has a neighbour under adds nothing.
+        kept = [i for i, r in enumerate(layer.relations) if r == "self" or _connected(items, i)]
+        parts = [
+            own
+            if layer.relations[i] == "self"
+            else _means(items.neighbours[level.rows, i], wider, h)
+            for i in kept
+        ]
+        means = torch.stack(parts, dim=1) if parts else own.new_zeros(len(own), 0, own.shape[1])
+        h = network.activation(layer(means, kept if len(kept) < len(layer.relations) else None))
     return h
+
+
+def _connected(items: ItemTensors, relation: int) -> bool:
+    return relation < len(items.connected) and items.connected[relation]
+
+
+def _means(around: Tensor, wider: _Rows, h: Tensor) -> Tensor:
+    """Means over the neighbours [n, K] (-1 = none, and 0 where there is none) of h, [n, D]."""
+    seen = around >= 0
+    share = seen / seen.sum(-1, keepdim=True).clamp(min=1)  # [n, K]
+    # A missing neighbour points anywhere; its share is 0.
+    near = _taken(h, wider.place[around.clamp(min=0)].clamp(min=0))  # [n, K, D]
+    return torch.einsum("nkd,nk->nd", near, share.to(h.dtype))
+
+
+def _taken(vectors: Tensor, places: Tensor) -> Tensor:
+    """Rows of vectors [n, D] at int64 places of any shape; its gradient is a plain sum by row."""
+    return vectors.index_select(0, places.flatten()).view(*places.shape, vectors.shape[1])
 
 
 def rows_per_user(network: Network, items: ItemTensors, rows: Tensor) -> tuple[Tensor, list[int]]:

@@ -11,7 +11,8 @@ few users: Rendle et al. 2020, "Neural collaborative filtering vs. matrix factor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -99,20 +100,35 @@ class Network(nn.Module):
         logit: Tensor = self.output(x) + self._dense()[-1](y)  # [B, T, 1]
         return logit.squeeze(-1)
 
+    def logits_of(self, h: Tensor, e: Tensor, u: Tensor) -> Tensor:
+        """One pair a row: h, e, u [T, D] → [T]; equals `pair_logits` with fewer copies."""
+        d, out = self.config.dimension, self.output.weight[0]
+        product = h * u  # [T, D]
+        y = torch.cat([product, e * u], dim=1)  # [T, 2D]
+        for layer in self._dense()[:-1]:
+            y = functional.relu(layer(y), inplace=True)  # [T, 64], [T, 32]
+        linear = h @ out[:d] + u @ out[d : 2 * d] + e @ out[2 * d : 3 * d] + product @ out[3 * d :]
+        deep: Tensor = self._dense()[-1](y).squeeze(1)  # [T]
+        return linear + self.output.bias + deep
+
     def all_logits(self, h: Tensor, e: Tensor, u: Tensor) -> Tensor:
         """Every user with every item: h, e [N, D], u [B, D] → [B, N]; equals `pair_logits`.
 
-        A user only scales the first layer's weights, so no [B, N, 2D] product is ever made.
+        A user only scales the first layer's weights: for many items no [B, N, 2D] product is made.
         """
         d, first, out = self.config.dimension, self._dense()[0], self.output.weight[0]
-        weight = first.weight * u.repeat(1, 2)[:, None]  # [B, 64, 2D]
-        y = (
-            torch.matmul(torch.cat([h, e], dim=1), weight.transpose(1, 2)) + first.bias
-        )  # [B, N, 64]
+        x, twice = torch.cat([h, e], dim=1), u.repeat(1, 2)  # [N, 2D], [B, 2D]
+        if len(x) <= first.out_features:  # the products are fewer than the scaled weights
+            y: Tensor = first((x[:, None] * twice).flatten(0, 1))
+        else:
+            weight = (first.weight * twice[:, None]).flatten(0, 1)  # [B·64, 2D]
+            y = functional.linear(x, weight, first.bias.repeat(len(u)))
+        y = y.view(-1, first.out_features)  # [N·B, 64]: every layer is one matrix product
         for layer in self._dense()[1:]:
-            y = layer(torch.relu(y))  # [B, N, 32], [B, N, 1]
+            y = layer(functional.relu(y, inplace=True))  # [N·B, 32], [N·B, 1]
+        y = y.view(len(h), len(u)).T  # [B, N]
         linear = (h @ out[:d] + e @ out[2 * d : 3 * d])[None] + (u @ out[d : 2 * d])[:, None]
-        return linear + (u * out[3 * d :]) @ h.T + self.output.bias + y.squeeze(-1)
+        return linear + (u * out[3 * d :]) @ h.T + self.output.bias + y
 
 
 class HashTable(nn.Module):
@@ -121,12 +137,33 @@ class HashTable(nn.Module):
     def __init__(self, buckets: int, dimension: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(buckets, dimension))
+        self._place: Tensor | None = None  # of each bucket in a table of some rows only
+
+    @contextmanager
+    def only(self, rows: Tensor) -> Iterator[None]:
+        """Within the context the parameter is a new one, of these rows alone; they are written back.
+
+        `rows` int64, ascending and distinct, with 0 and with every bucket that will be looked up. The
+        others have no gradient: an optimiser that starts within the context leaves them alone anyway.
+        """
+        whole = self.weight
+        self._place = torch.full((len(whole),), -1, device=rows.device)
+        self._place[rows] = torch.arange(len(rows), device=rows.device)
+        self.weight = nn.Parameter(whole.detach()[rows])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                whole[rows] = self.weight
+            self.weight, self._place = whole, None
 
     def forward(self, buckets: Tensor) -> Tensor:
         """Sum of the rows of each bag: int64 [..., F] → [..., D]."""
+        if self._place is not None:
+            buckets = self._place[buckets]
         bags = buckets.flatten(0, -2)  # [N, F]
         sums = functional.embedding_bag(bags, self.weight, mode="sum", padding_idx=0)
-        return sums.view(*buckets.shape[:-1], -1)
+        return sums.view(*buckets.shape[:-1], self.weight.shape[1])
 
 
 class Shift(nn.Module):
@@ -157,8 +194,9 @@ class GraphConvolution(nn.Module):
             if relation == "self":
                 nn.init.eye_(self.weight[number])
 
-    def forward(self, means: Tensor) -> Tensor:
-        """Neighbour means [..., R, D] → [..., D]."""
+    def forward(self, means: Tensor, kept: Sequence[int] | None = None) -> Tensor:
+        """Neighbour means [..., R, D] → [..., D]; only of the relations `kept`, where others are 0."""
         # One product of [R·D] with [R·D, D] is faster than one a relation.
-        weight = self.weight.transpose(1, 2).flatten(0, 1)  # [R·D, D]
+        weight = self.weight if kept is None else self.weight[list(kept)]
+        weight = weight.transpose(1, 2).flatten(0, 1)  # [R·D, D]
         return means.flatten(-2) @ weight + self.bias

@@ -15,7 +15,7 @@ import torch
 
 from clients.dataset import Dataset
 from clients.noisy_training import pair_sum
-from clients.training import Step, optimizer_for, steps, train_steps
+from clients.training import Step, optimizer_for, rows_in_use, steps, train_steps
 from crossrec_model.config import Plan
 from crossrec_model.network import Network
 from crossrec_model.parameters import initial_network
@@ -53,14 +53,16 @@ def train_pooled(
     stream = ExperimentRandomness(plan.seed, "pooled")
     device = next(iter(datasets.values())).device
     network = initial_network(plan.model, ExperimentRandomness(plan.seed)).to(device)
+    rows = rows_in_use(network, (dataset.training for dataset in datasets.values()))
     for epoch in range(1, epochs + 1):
         # A fresh optimiser an epoch, as in a federated round: the rows differ in data only.
-        optimizer = optimizer_for(network, plan.training)
         mixed: list[Step] = []
         for platform, dataset in sorted(datasets.items()):
             popularity = shared_log_popularity(statistics, dataset.items)
             part = stream.child("epoch", epoch, "platform", platform)
             mixed += steps(dataset.training, plan, statistics, popularity, part)
         order = torch.randperm(len(mixed), generator=stream.child("order", epoch).torch())
-        train_steps(network, optimizer, (mixed[i] for i in order.tolist()), plan)
+        with network.items.only(rows):
+            optimizer = optimizer_for(network, plan.training)
+            train_steps(network, optimizer, (mixed[i] for i in order.tolist()), plan)
     return network

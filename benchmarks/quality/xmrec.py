@@ -30,7 +30,7 @@ from measured import CANDIDATES, FULL, Test, model_rows, plain_rows, published, 
 
 from clients.dataset import Dataset  # noqa: E402
 from crossrec_model.closed_form import gram_of, item_weights  # noqa: E402
-from crossrec_model.config import FederationConfig, ModelConfig, Plan  # noqa: E402
+from crossrec_model.config import FederationConfig, ModelConfig, Plan, TrainingConfig  # noqa: E402
 from crossrec_model.evaluation.baselines import ItemKnn  # noqa: E402
 from crossrec_model.evaluation.comparison import AVERAGE  # noqa: E402
 from crossrec_model.evaluation.figures import Figure, merge_figures, read_figures, write_figures  # noqa: E402
@@ -45,6 +45,13 @@ COMMAND = "python benchmarks/quality/xmrec.py"
 PLAN = Plan(
     model=ModelConfig(
         buckets=2**15, dimension=32, tower=(64, 64, 32, 1), sketch_width=2**18, pair_items=2048
+    ),
+    training=TrainingConfig(
+        users_per_step=512,
+        least_steps=4,
+        negatives=128,
+        negatives_a_user=16,
+        learning_rate=0.006,
     ),
     federation=FederationConfig(rounds=10, min_platforms=7),
 )

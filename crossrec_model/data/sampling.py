@@ -86,13 +86,37 @@ class BlockSampler:
         self, users: Int, item_popularity: Float64, generator: np.random.Generator
     ) -> UserBlock:
         """A training block: a random moment per user, more often a recent one."""
-        config = self._config
-        latest = self._end - config.window_days
+        days = self._moments(users, generator)
+        return self._drawn(users, days, item_popularity, generator)
+
+    def draw_speaking(
+        self, users: Int, item_popularity: Float64, generator: np.random.Generator
+    ) -> tuple[Int, UserBlock]:
+        """A training block of those among `users` who have a positive in it, and their places in `users`.
+
+        The others' loss is 0: their histories need not be read.
+        """
+        days = self._moments(users, generator)
+        some = np.flatnonzero(self._index.met(users, days, days + self._config.window_days))
+        block = self._drawn(users[some], days[some], item_popularity, generator)
+        speaking = block.mask.any(1)
+        kept = UserBlock(**{name: tensor[speaking] for name, tensor in vars(block).items()})
+        return some[speaking.numpy()], kept
+
+    def _moments(self, users: Int, generator: np.random.Generator) -> Float64:
+        """A moment of each user's."""
+        latest = self._end - self._config.window_days
         if self._per_user:
-            days = self._before_an_event(users, latest, generator)
-        else:
-            back = generator.exponential(config.recency_days, len(users))
-            days = latest - np.minimum(back, self._reach)
+            return self._before_an_event(users, latest, generator)
+        back = generator.exponential(self._config.recency_days, len(users))
+        days: Float64 = latest - np.minimum(back, self._reach)
+        return days
+
+    def _drawn(
+        self, users: Int, days: Float64, item_popularity: Float64, generator: np.random.Generator
+    ) -> UserBlock:
+        """The training block of users at their moments."""
+        config = self._config
         taken = self._taken(users, days)
         place, event = self._index.events(users, days, days + config.window_days)
         wanted = bought = self._index.histories.bought[event]

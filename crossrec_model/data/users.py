@@ -68,6 +68,16 @@ class HistoryIndex:
         ranks = np.searchsorted(self._days, days, side="left")
         return np.searchsorted(self._keys, users * self._stride + ranks, side="left")
 
+    def met(self, users: Int, start: Float64, end: Float64) -> npt.NDArray[np.bool_]:
+        """Whether each of distinct users has an event with start ≤ day < end; one pass over all events."""
+        first, last = (np.full(len(self.histories), -np.inf) for _ in range(2))
+        first[users], last[users] = start, end
+        day = self.histories.day
+        within = (day >= first[self._user]) & (day < last[self._user])
+        found = np.zeros(len(self.histories), dtype=bool)
+        found[self._user[within]] = True
+        return found[users]
+
     def events(self, users: Int, start: Float64, end: Float64) -> tuple[Int, Int]:
         """(place of the user in `users`, event number) of all events with start ≤ day < end."""
         first, last = self.position(users, start), self.position(users, end)

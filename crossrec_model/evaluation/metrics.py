@@ -1,4 +1,4 @@
-"""Ranking metrics of many users at once; numpy only, one array entry a user.
+"""Ranking metrics of many users at once; one array entry a user.
 
 A *ranked list* is an int64 matrix `[users, k]` of item numbers, best first, padded at the end with
 `NO_ITEM`. A *relevant set* is a sparse matrix `[users, items]` in which every non-zero counts once.
@@ -7,16 +7,14 @@ A user without relevant items has no accuracy: her entries are NaN, and means sk
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from crossrec_model.errors import DataError
-
-#: Fills a ranked list where no further item may be shown.
-NO_ITEM: Final = -1
+from crossrec_model.topk import given_scorer, ranked
 
 Floats = NDArray[np.float64]
 Items = NDArray[np.int64]
@@ -47,31 +45,9 @@ def top_items(scores: NDArray[Any], excluded: Any, k: int) -> Items:
     if k < 1:
         raise DataError(f"a list of {k} items can't be ranked; ask for at least 1")
     values = _checked_scores(scores, excluded)
-    keys = _sort_keys(values, binary(excluded))  # [users, items]
-    kept = min(k, keys.shape[1])
-    if kept < keys.shape[1]:
-        keys = np.partition(keys, kept - 1, axis=1)[:, :kept]  # [users, kept]
-    keys.sort(axis=1)
-    ranked = np.full((len(values), k), NO_ITEM, dtype=np.int64)
-    hidden = keys >> np.uint64(32) == _HIDDEN
-    ranked[:, :kept] = np.where(hidden, NO_ITEM, (keys & _LOW_HALF).astype(np.int64))
-    return ranked
-
-
-_HIDDEN: Final = np.uint64(0xFFFFFFFF)
-_LOW_HALF: Final = np.uint64(0xFFFFFFFF)
-
-
-def _sort_keys(values: NDArray[np.float32], excluded: Any) -> NDArray[np.uint64]:
-    """One integer an entry, smallest first: score downwards in the high half, item in the low."""
-    bits = (values + np.float32(0)).view(np.uint32)  # adding 0 turns −0 into +0
-    negative = bits >> 31 == 1
-    upwards = np.where(negative, ~bits, bits | np.uint32(1 << 31))  # monotone in the score
-    downwards = ~upwards
-    downwards[np.isneginf(values)] = _HIDDEN
-    downwards[excluded.nonzero()] = _HIDDEN
-    items = np.arange(values.shape[1], dtype=np.uint64)
-    return (downwards.astype(np.uint64) << np.uint64(32)) | items
+    users, items = values.shape
+    best, _ = ranked(given_scorer(values), users=users, items=items, k=k, hidden=binary(excluded))
+    return best
 
 
 def _checked_scores(scores: NDArray[Any], *matrices: Any) -> NDArray[np.float32]:

@@ -9,7 +9,8 @@ import numpy as np
 from scipy import sparse
 
 from crossrec_model.errors import DataError
-from crossrec_model.evaluation.metrics import NO_ITEM, Floats, Items
+from crossrec_model.evaluation.metrics import Floats, Items
+from crossrec_model.topk import NO_ITEM
 
 
 def category_features(paths: Iterable[Sequence[str] | None]) -> Any:

@@ -67,7 +67,13 @@ class Stage:
         assert question.endswith("?")
         return self.says
 
-    def invite(self, notice: Notice, platform: str = "A", address: str = "one.org:9092") -> None:
+    def invite(
+        self,
+        notice: Notice,
+        platform: str = "A",
+        address: str = "one.org:9092",
+        named: str | None = None,
+    ) -> None:
         invitation = Invitation.sign(platform, address=address, ca=CA, notice=notice, key=SIGNER)
         path = self.home / "file.invitation"
         path.write_bytes(invitation.to_json())
@@ -78,6 +84,7 @@ class Stage:
             ask=self.ask,
             explain=explainer(BUDGET, []),
             allow_two=False,
+            signer=named,
         )
 
     def take(self, notice: Notice) -> bool:
@@ -109,6 +116,18 @@ def test_an_invitation_is_shown_and_pinned(stage: Stage) -> None:
     assert (stage.folder / "ca.pem").read_text("ascii") == CA
     stage.invite(notice)
     assert len(stage.asked) == 1  # nothing new, nothing asked
+
+
+def test_an_invitation_must_be_of_the_signer_that_was_named(stage: Stage) -> None:
+    notice, other = stage.notice(), OTHERS["B"].public.fingerprint
+    with pytest.raises(
+        ConfigError, match=f"not by --signer {other}; ask the coordinator's operator"
+    ):
+        stage.invite(notice, named=other)
+    assert stage.asked == []
+    assert load_pinned(stage.folder) is None
+    stage.invite(notice, named=SIGNER.public.fingerprint.lower())
+    assert load_pinned(stage.folder) is not None
 
 
 def test_who_declines_keeps_everything_as_it_was(stage: Stage) -> None:

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from clients import training
 from clients.dataset import Dataset
-from clients.training import Step, losses, optimizer_for, steps, train_steps
+from clients.training import Step, losses, optimizer_for, rows_in_use, steps, train, train_steps
 from crossrec_model.config import Plan, TrainingConfig
 from crossrec_model.data.sampling import UserBlock
+from crossrec_model.encoding import encode_items, encode_users
+from crossrec_model.errors import ConfigError
 from crossrec_model.network import Network
+from crossrec_model.objective import user_losses
 from crossrec_model.parameters import initial_network
 from crossrec_model.randomness import ExperimentRandomness
 from crossrec_model.statistics import active_users, measure, shared_log_popularity
@@ -75,15 +79,120 @@ def test_another_users_history_does_not_reach_a_users_loss(datasets, plan) -> No
     torch.testing.assert_close(after[1:], before[1:], rtol=1e-6, atol=1e-7)
 
 
-def test_an_epoch_draws_every_active_user_once(datasets, plan) -> None:
+def test_an_epoch_has_a_step_for_so_many_active_users(datasets, plan) -> None:
     dataset = datasets["A"]
     users = active_users(dataset.index, dataset.split.validation)
     found = _steps(dataset, plan)
-    assert sum(len(step.numbers) for step in found) == len(users)
     assert len(found) == round(len(users) / plan.training.users_per_step)
+    assert 0 < sum(len(step.numbers) for step in found) <= len(users)
+    assert all((step.block.mask.sum(1) > 0).all() for step in found)
     assert all(len(step.negatives) == plan.training.negatives for step in found)
     few = replace(plan, training=replace(plan.training, users_per_step=1000))
     assert len(_steps(dataset, few)) == 1
+    least = replace(few, training=replace(few.training, least_steps=4))
+    assert len(_steps(dataset, least)) == 4
+
+
+def test_many_users_are_drawn_a_part_at_a_time(datasets, plan, monkeypatch) -> None:
+    monkeypatch.setattr(training, "_DRAWN_TOGETHER", 1)
+    one = _steps(datasets["A"], plan)
+    assert len(one) == len(_steps(datasets["A"], plan))
+    assert all(len(step.negatives) == plan.training.negatives for step in one)
+    assert all((step.block.mask.sum(1) > 0).all() for step in one)
+
+
+def _plain_losses(network: Network, step: Step, plan: Plan) -> torch.Tensor:
+    """One user at a time, one item at a time, straight from the network's definition."""
+    found = []
+    everything = encode_items(network, step.tensors, torch.arange(len(step.tensors.buckets)))
+    users = encode_users(network, step.tensors, step.block, step.numbers)
+    for row, u in enumerate(users):
+
+        def logits(items: torch.Tensor, u: torch.Tensor = u) -> torch.Tensor:
+            pairs = [
+                network.pair_logits(everything.h[None, [i]], everything.e[None, [i]], u[None])
+                for i in items.tolist()
+            ]
+            return torch.cat(pairs, dim=1)
+
+        mine = step.negatives if step.negatives.dim() == 1 else step.negatives[row]
+        positives = logits(step.block.positives[row])
+        mask = step.block.mask[row][None]
+        found.append(user_losses(plan.training.objective, positives, mask, logits(mine)))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("objective", ["bce", "softmax", "mse"])
+@pytest.mark.parametrize("a_user", [0, 5])
+def test_losses_and_gradients_are_those_of_the_definition(
+    datasets, plan, objective, a_user
+) -> None:
+    config = replace(plan.training, objective=objective, negatives_a_user=a_user)
+    plan = replace(plan, training=config)
+    step = _steps(datasets["A"], plan)[0]
+    network = initial_network(plan.model, STREAM)
+    each, plain = losses(network, step, plan), _plain_losses(network, step, plan)
+    torch.testing.assert_close(each, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        _gradients(network, each.sum()), _gradients(network, plain.sum()), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_each_users_negatives_are_a_stretch_of_the_steps(datasets, plan) -> None:
+    plan = replace(plan, training=replace(plan.training, negatives_a_user=5))
+    for step in _steps(datasets["A"], plan):
+        assert step.negatives.shape == (len(step.numbers), 5)
+    with pytest.raises(ConfigError, match="negatives_a_user"):
+        replace(plan.training, negatives_a_user=plan.training.negatives + 1)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_rows_in_use_train_as_the_whole_table(datasets, plan, optimizer) -> None:
+    plan = replace(plan, training=replace(plan.training, optimizer=optimizer))
+    dataset = datasets["A"]
+    at = dataset.split.validation
+    statistics = measure(dataset.index, dataset.items, at, plan.model.sketch_width)
+    popularity = shared_log_popularity(statistics, dataset.items)
+    part, whole = (initial_network(plan.model, STREAM) for _ in range(2))
+    streams = [STREAM.child("epoch", 1), STREAM.child("epoch", 2)]
+    loss = train(part, dataset.training, plan, statistics, popularity, streams)
+    solver, expected = optimizer_for(whole, plan.training), 0.0
+    for stream in streams:
+        epoch = steps(dataset.training, plan, statistics, popularity, stream)
+        expected = train_steps(whole, solver, epoch, plan)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert len(rows_in_use(part, [dataset.training])) < plan.model.buckets
+    for new, old in zip(part.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-6)
+    assert float(part.items.weight.detach()[0].abs().max()) == 0.0
+
+
+def test_training_twice_gives_the_same_bits(datasets, plan) -> None:
+    plan = replace(plan, training=replace(plan.training, negatives_a_user=5))
+    dataset = datasets["A"]
+    at = dataset.split.validation
+    statistics = measure(dataset.index, dataset.items, at, plan.model.sketch_width)
+    popularity = shared_log_popularity(statistics, dataset.items)
+    one, two = (initial_network(plan.model, STREAM) for _ in range(2))
+    for network in (one, two):
+        train(network, dataset.training, plan, statistics, popularity, [STREAM])
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("a_user", [0, 5])
+def test_a_step_in_which_nobody_speaks_has_no_loss(datasets, plan, a_user) -> None:
+    plan = replace(plan, training=replace(plan.training, negatives_a_user=a_user))
+    step = _steps(datasets["A"], plan)[0]
+    silent = _without(step, list(range(len(step.numbers))))
+    if a_user:
+        silent = replace(silent, negatives=step.negatives[:0])
+    network = initial_network(plan.model, STREAM)
+    assert losses(network, silent, plan).shape == (0,)
+    before = [p.detach().clone() for p in network.parameters()]
+    assert train_steps(network, optimizer_for(network, plan.training), iter([silent]), plan) == 0.0
+    for old, new in zip(before, network.parameters(), strict=True):
+        assert torch.equal(old, new)
 
 
 def test_the_same_stream_gives_the_same_steps_and_another_other_ones(datasets, plan) -> None:

@@ -11,13 +11,13 @@ from scipy import sparse, stats
 
 from crossrec_model.errors import DataError
 from crossrec_model.evaluation.metrics import (
-    NO_ITEM,
     accuracy,
     auc,
     candidate_ndcg,
     hits,
     top_items,
 )
+from crossrec_model.topk import NO_ITEM
 
 USERS, ITEMS = 60, 130
 

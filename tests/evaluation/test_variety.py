@@ -8,8 +8,8 @@ from scipy import sparse
 from scipy.spatial.distance import cosine
 
 from crossrec_model.errors import DataError
-from crossrec_model.evaluation.metrics import NO_ITEM
 from crossrec_model.evaluation.variety import category_features, coverage, diversity, novelty
+from crossrec_model.topk import NO_ITEM
 
 
 def similarity(features: sparse.csr_array, a: int, b: int) -> float:

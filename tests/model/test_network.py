@@ -111,8 +111,29 @@ def test_every_pair_has_one_logit_whichever_way_it_is_computed(config: ModelConf
     with torch.no_grad():
         every = network.all_logits(h, e, u)
         pairs = network.pair_logits(h.expand(5, 7, 4), e.expand(5, 7, 4), u)
+        fewer = network.all_logits(h[:1], e[:1], u)
+        rows = network.logits_of(h[:5], e[:5], u)
     assert every.shape == (5, 7)
     np.testing.assert_allclose(every.numpy(), pairs.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fewer.numpy(), pairs[:, :1].numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rows.numpy(), pairs.diagonal().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_of_some_rows_is_written_back() -> None:
+    network = _random_network(CONFIGS[0])
+    before, whole = network.items.weight.detach().clone(), network.items.weight
+    with network.items.only(torch.tensor([0, 3, 5])):
+        assert network.items.weight.shape == (3, 4)
+        found = network.look_up(torch.tensor([[3, 5, 0]]))
+        torch.testing.assert_close(found[0], before[3] + before[5])
+        with pytest.raises(RuntimeError):
+            network.look_up(torch.tensor([[4]]))
+        with torch.no_grad():
+            network.items.weight[1] = 7.0
+    assert network.items.weight is whole
+    assert torch.equal(whole[3], torch.full((4,), 7.0))
+    kept = [row for row in range(32) if row != 3]
+    assert torch.equal(whole[kept], before[kept])
 
 
 def test_padding_says_nothing_and_gets_no_gradient() -> None:
@@ -126,8 +147,11 @@ def test_padding_says_nothing_and_gets_no_gradient() -> None:
     assert float(network.items.weight.grad[3].abs().sum()) > 0.0
 
 
+@pytest.mark.parametrize("absent", [(), (1,), (0, 1, 2)])
 @pytest.mark.parametrize("config", CONFIGS)
-def test_vectors_of_items_do_not_depend_on_who_else_is_asked(config: ModelConfig) -> None:
+def test_vectors_of_items_do_not_depend_on_who_else_is_asked(
+    config: ModelConfig, absent: tuple[int, ...]
+) -> None:
     """Shared neighbours are embedded once; a plain loop over the definition gives the same."""
     network = _random_network(config)
     random = np.random.default_rng(0)
@@ -137,6 +161,7 @@ def test_vectors_of_items_do_not_depend_on_who_else_is_asked(config: ModelConfig
         neighbours=torch.from_numpy(random.integers(-1, n, (n, relations, 2))),
         vectors=torch.from_numpy(random.normal(size=(n, config.vector_size)).astype(np.float32)),
     )
+    items.neighbours[:, list(absent)] = -1
 
     def h(item: int, depth: int) -> torch.Tensor:
         if depth == 0:

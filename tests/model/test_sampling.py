@@ -73,6 +73,28 @@ def test_targets_are_new_purchases_within_the_window() -> None:
     assert drawn > 100
 
 
+def test_those_who_speak_are_those_with_a_positive() -> None:
+    sampler, users = _sampler(_rows()), np.random.default_rng(5).permutation(12)
+    for seed in range(10):
+        places, block = sampler.draw_speaking(users, POPULARITY, np.random.default_rng(seed))
+        whole = sampler.draw(users, POPULARITY, np.random.default_rng(seed))
+        speaking = np.flatnonzero(whole.mask.sum(1).numpy() > 0)
+        np.testing.assert_array_equal(places, speaking)
+        for name in ("numbers", "context"):
+            assert torch.equal(getattr(block, name), getattr(whole, name)[speaking]), name
+        # Where nothing is left out by chance, targets are the same too.
+        for row, place in enumerate(speaking.tolist()):
+            if whole.mask[place].sum() < CONFIG.positives:
+                mine = set(block.positives[row][block.mask[row] > 0].tolist())
+                assert mine == set(whole.positives[place][whole.mask[place] > 0].tolist())
+
+
+def test_of_nobody_nobody_speaks() -> None:
+    nobody = np.zeros(0, dtype=np.int64)
+    places, block = _sampler(_rows()).draw_speaking(nobody, POPULARITY, np.random.default_rng(0))
+    assert len(places) == len(block.mask) == 0
+
+
 def test_a_block_does_not_know_what_happens_after_the_end() -> None:
     rows = _rows()
     late = [r for r in rows if r.day >= 150]
