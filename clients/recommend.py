@@ -167,12 +167,14 @@ class Recommender:
         spoken = self._linked.of_known(row) if self._linked else None
         if spoken is not None:
             scores = spoken.added.scores(scores, spoken.components)
-        scores = scores[0]  # [candidates]
+        scores = scores[0]
         if new_only:
             scores[components.count[0] > 0] = -np.inf
-        speech = contributions(mixture, components)
+        speech, linked = contributions(mixture, components), None
+        if spoken is not None:
+            linked = contributions(spoken.added.mixture, spoken.components).sum(axis=0)
         return tuple(
-            self._item(place, column, scores[column], _reason(speech, components, column, spoken))
+            self._item(place, column, scores[column], _reason(speech, components, column, linked))
             for place, column in enumerate(_best(scores, k), 1)
         )
 
@@ -189,8 +191,8 @@ class Recommender:
         scores = (weights[0] * own + weights[1] * shared)[self._moment.candidates]
         reason = COLD_REASON
         if spoken is not None:
-            cold = cold_scores(self._moment)
-            scores, reason = spoken.added.scores(cold, spoken.components)[0], LINKED_REASON
+            reason, cold = LINKED_REASON, cold_scores(self._moment)
+            scores = spoken.added.scores(cold, spoken.components)[0].astype(np.float64)
         return tuple(
             self._item(place, column, scores[column], reason)
             for place, column in enumerate(_best(scores, k), 1)
@@ -255,13 +257,14 @@ def _best(scores: npt.NDArray[np.floating], k: int) -> list[int]:
 
 
 def _reason(
-    speech: npt.NDArray[np.float64], components: Components, column: int, spoken: Spoken | None
+    speech: npt.NDArray[np.float64],
+    components: Components,
+    column: int,
+    linked: npt.NDArray[np.float64] | None,
 ) -> str:
-    """What spoke loudest for an item: a component, her own repeats, or all of a linked profile."""
-    if spoken is not None:
-        linked = contributions(spoken.added.mixture, spoken.components)[:, column].sum()
-        if linked > speech[:, column].max():
-            return LINKED_REASON
+    """What spoke loudest for an item: a component, her own repeats, or a linked profile [candidates]."""
+    if linked is not None and linked[column] > speech[:, column].max():
+        return LINKED_REASON
     best = int(np.argmax(speech[:, column]))
     count, age = int(components.count[0, column]), float(components.age[0, column])
     if count > 0 and best == len(components.names):
