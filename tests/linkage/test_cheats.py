@@ -148,3 +148,12 @@ def test_what_was_said_makes_the_keys() -> None:
         )
     }
     assert len(roots) == 7
+
+
+def test_the_size_that_is_shown_is_padded() -> None:
+    assert [Blinding(digests(range(n)), bytes(32)).size for n in (1, 257, 301, 1025)] == [
+        256,
+        272,
+        304,
+        1088,
+    ]
