@@ -156,12 +156,14 @@ def _recommend(arguments: Sequence[str]) -> int:
     check_id(options.id)
     if options.k < 1:
         raise ConfigError(f"--k is {options.k}; ask for at least 1 item")
+    from clients.linking.folder import LinkageFolder
     from clients.participation import device_named
     from clients.recommend import Recommender
     from clients.state import PlatformFolder
 
     folder = PlatformFolder(options.state / options.id)
-    recommender = Recommender(folder, options.id, device_named(options.device))
+    links = LinkageFolder(folder.path).linked_users()
+    recommender = Recommender(folder, options.id, device_named(options.device), links=links or None)
     found = recommender.recommend(options.user, k=options.k, new_only=options.new_only)
     print(found.to_json() if options.json else "\n".join(found.lines()))
     return 0

@@ -5,7 +5,7 @@ linked/SENDER/PERIOD.profiles
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Final
 
@@ -60,6 +60,14 @@ class ReceivedProfiles:
         for path in self._paths():
             batch = self._read(path)
             if gone & set(batch.links):
+                self._write(batch.without(gone))
+
+    def keep_only(self, links: Set[str]) -> None:
+        """Delete everything that was received about other links than these; raises DataError."""
+        for path in self._paths():
+            batch = self._read(path)
+            gone = set(batch.links) - links
+            if gone:
                 self._write(batch.without(gone))
 
     def forget_sender(self, sender: str) -> None:

@@ -36,6 +36,8 @@ from crossrec_model.secagg.identity import canonical, check_exact, fields, parse
 LINKAGE: Final = "linkage"
 REVOKED: Final = "revoked.json"
 DERIVED: Final = "derived"
+#: Profiles that linked platforms sent, beside the folder of linkages: `clients.linked_store.FOLDER`.
+RECEIVED: Final = "linked"
 #: A links file of 2^24 lines of about 64 bytes.
 _MOST_LINKS: Final = 2 << 30
 _MOST_REVOKED: Final = 1 << 26
@@ -87,6 +89,14 @@ class LinkageFolder:
     def all_links(self) -> list[Links]:
         """Every links file, sorted by name."""
         return [_links(path) for path in sorted(self.path.glob("*.links"))]
+
+    def linked_users(self) -> dict[str, dict[str, str]]:
+        """For each partner, link id → own user id: whose profile is whose."""
+        return {
+            links.partner: {link: own for own, link in links.pairs.items()}
+            for links in self.all_links()
+            if links.purpose is Purpose.USERS
+        }
 
     def write_links(self, links: Links) -> None:
         """Replace the links with a partner; what was derived for links that are gone goes first.
@@ -152,6 +162,11 @@ class LinkageFolder:
         return self.path / DERIVED / link
 
     def _forget_all_but(self, links: Set[str]) -> None:
+        if (self.path.parent / RECEIVED).exists():
+            # Its readers know the model; a linkage by itself does not load it.
+            from clients.linked_store import ReceivedProfiles
+
+            ReceivedProfiles(self.path.parent).keep_only(links)
         path = self.path / DERIVED
         try:
             for each in path.iterdir() if path.exists() else ():

@@ -14,10 +14,13 @@ from clients.linked import LINKED, LinkedEvidence, Profiles
 from clients.linked_serving import WEIGHTS, LinkedServing, learn_linked, load_weights
 from clients.linked_store import ReceivedProfiles, joined
 from clients.linked_trial import Added, cold_scores, linked_components, weigh_linked
+from clients.linking.folder import LinkageFolder
 from clients.personal import Gain, Trial
 from clients.scoring import Moment
 from crossrec_model.config import Plan
 from crossrec_model.errors import DataError
+from crossrec_model.linkage.links import Links
+from crossrec_model.linkage.messages import Purpose
 from crossrec_model.linkage.profile import ProfileTerms
 from crossrec_model.linkage.profile_batch import ProfileBatch
 from crossrec_model.ranking import Mixture
@@ -169,6 +172,19 @@ def _batch(basis, cells, links, vectors, **values) -> ProfileBatch:
 def _links(users: list[str], salt: int) -> dict[str, str]:
     """Link id → own user id, in the order of the link ids."""
     return {f"{salt:016x}{number:016x}": user for number, user in enumerate(users)}
+
+
+def test_who_revokes_takes_the_profiles_with_her(tmp_path: Path, basis, cells) -> None:
+    store, linkages = ReceivedProfiles(tmp_path), LinkageFolder(tmp_path)
+    linkages.path.mkdir()
+    pairs = {"u1": "1" * 32, "u2": "2" * 32}
+    linkages.write_links(Links(partner="B", purpose=Purpose.USERS, session=b"s" * 16, pairs=pairs))
+    names = sorted(pairs.values())
+    store.take(_batch(basis, cells, names, np.ones((2, WIDTH))).to_bytes(), sender="B", links=names)
+    assert linkages.linked_users() == {"B": {link: user for user, link in pairs.items()}}
+    linkages.revoke(["u1"])
+    assert store.batches(19_900)["B"].links == (pairs["u2"],)
+    assert linkages.linked_users() == {"B": {pairs["u2"]: "u2"}}
 
 
 def test_received_profiles_are_kept_by_period_and_deleted_with_their_link(
