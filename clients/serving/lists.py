@@ -52,8 +52,10 @@ def recommended(
     """
     allowed = np.flatnonzero(passes[model.candidates])
     scores = evidence.scores
-    fresh = allowed[~shown[model.candidates[allowed]]]
-    drawn = explored(scores, fresh, _share(call.explore, call.k, generator), generator)
+    drawn = allowed[:0]
+    if count := _share(call.explore, call.k, generator):
+        fresh = allowed[~shown[model.candidates[allowed]]]
+        drawn = explored(scores, fresh, count, generator)
     rest = np.setdiff1d(allowed, drawn, assume_unique=True) if len(drawn) else allowed
     length = call.k - len(drawn)
     pool = rest[best(scores[rest], pool_size(length, call.diversity))]

@@ -72,6 +72,7 @@ def test_a_knob_near_0_gives_the_best(method: str) -> None:
     assert spread(scores, vectors, 10, 1e-9, method).tolist() == best(scores, 10).tolist()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), max_size=30), st.integers(1, 35))
 def test_the_best_equal_a_stable_sort(values: list[int], k: int) -> None:
     scores = np.array(values, dtype=np.float32)
