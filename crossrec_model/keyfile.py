@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,10 @@ def read_small(path: Path, most: int = MAX_BYTES) -> bytes:
     """Read a file, at most one byte more than `most`; raises OSError."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(file, "rb") as stream:
-        return stream.read(most + 1)
+        found = os.fstat(file)
+        # No more room is taken than the file fills.
+        size = found.st_size if stat.S_ISREG(found.st_mode) else most
+        return stream.read(min(size, most) + 1)
 
 
 @contextmanager
