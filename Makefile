@@ -42,6 +42,7 @@ bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
 	$(BIN)/python benchmarks/dp_step.py
 	$(BIN)/python benchmarks/dp_audit.py
 	$(BIN)/python benchmarks/dp_quality.py
+	$(BIN)/python benchmarks/psi.py
 	$(BIN)/python benchmarks/link.py
 	$(BIN)/python benchmarks/onboarding.py
 	$(BIN)/python benchmarks/chaos.py
@@ -50,6 +51,9 @@ bench: $(VENV)/.installed-dev  ## every figure, written to benchmarks/results
 	$(BIN)/python benchmarks/quality/amazon3.py
 	$(BIN)/python benchmarks/quality/complete_journey.py
 	$(BIN)/python benchmarks/quality/convergence.py
+	$(BIN)/python benchmarks/quality/ablation.py
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python benchmarks/quality/speed.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/setup.py
 
