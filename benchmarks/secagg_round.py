@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from clients.assessment import Rival, model_results
+from clients.assessment import Assessment, Rival
 from clients.private import train_private
 from clients.scoring import SharedModel
 from crossrec_model.config import Plan
@@ -60,7 +60,8 @@ def quality(experiment: Experiment, plan: Plan, runs: dict[str, Trained]) -> lis
         stream = ExperimentRandomness(plan.seed, "private", name)
         private = train_private(dataset, plan, stream, epochs=epochs)
         rivals = [rival(experiment, plan, runs[kind], kind) for kind in KINDS]
-        found += model_results(dataset, plan.training, name, private, rivals, plan.seed)
+        assessment = Assessment(dataset, plan.training, name, private)
+        found += assessment.results(rivals, plan.seed)
     return found
 
 

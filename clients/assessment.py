@@ -116,35 +116,42 @@ class Rival:
     at_test: SharedModel
 
 
-def model_results(
-    dataset: Dataset,
-    config: TrainingConfig,
-    platform: str,
-    private: PrivateModel | None,
-    rivals: Sequence[Rival],
-    seed: int,
-) -> list[Result]:
-    """The row `local` and one row a rival, each as it would be served.
+class Assessment:
+    """One platform's row `local`, and the rivals that are tried against it.
 
-    Mixing weights, and whether the shared model is served at all, come from the validation weeks; the
-    test weeks are only ever measured.
+    Mixing weights, and whether a shared model is served at all, come from the validation weeks; the test
+    weeks are only ever measured. Without a private model the row is the same for every seed.
     """
-    weighing = Weighing(dataset, config, private)
-    test = held_out(dataset, config, platform, dataset.split.test, dataset.split.end)
-    own = test.moment.own_components(test.users, private)
-    served = test.moment.components(test.users, own)
-    local = _both_views(weighing.local.scores(served), test, "local", seed)
-    results = list(local)
-    for rival in rivals:
-        mixtures = weighing.against(rival.at_validation)
-        if not mixtures.trial.passed:
-            results += [replace(result, row=rival.row) for result in local]
-            continue
-        graph = test.moment.shared_graph(rival.at_test)
-        shared = test.moment.shared_components(test.users, rival.at_test, graph)
-        scores = mixtures.federated.scores(served.joined(shared))
-        results += _both_views(scores, test, rival.row, seed)
-    return results
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: TrainingConfig,
+        platform: str,
+        private: PrivateModel | None = None,
+    ) -> None:
+        self._weighing = Weighing(dataset, config, private)
+        self._test = held_out(dataset, config, platform, dataset.split.test, dataset.split.end)
+        moment, users = self._test.moment, self._test.users
+        self._served = moment.components(users, moment.own_components(users, private))
+        scores = self._weighing.local.scores(self._served)
+        self._local = _both_views(scores, self._test, "local", seed=0)
+
+    def results(self, rivals: Sequence[Rival], seed: int) -> list[Result]:
+        """The row `local` and one row a rival, each as it would be served."""
+        local = [replace(result, seed=seed) for result in self._local]
+        results = list(local)
+        for rival in rivals:
+            mixtures = self._weighing.against(rival.at_validation)
+            if not mixtures.trial.passed:
+                results += [replace(result, row=rival.row) for result in local]
+                continue
+            moment = self._test.moment
+            graph = moment.shared_graph(rival.at_test)
+            shared = moment.shared_components(self._test.users, rival.at_test, graph)
+            scores = mixtures.federated.scores(self._served.joined(shared))
+            results += _both_views(scores, self._test, rival.row, seed)
+        return results
 
 
 def _both_views(scores: npt.NDArray[Any], test: HeldOut, row: str, seed: int) -> list[Result]:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from clients.adapters import open_source
-from clients.assessment import Rival, baseline_results, model_results
+from clients.assessment import Assessment, Rival, baseline_results
 from clients.dataset import Dataset, load_dataset
 from clients.participation import device_named
 from clients.private import PrivateModel, train_private
@@ -195,6 +195,7 @@ class Experiment:
     ) -> None:
         self._settings, self._plan = settings, plan
         self._engine = _engine(settings)
+        self._assessments: dict[str, Assessment] = {}
         self.platforms, self._console = platforms, console
         device = device_named(settings.device)
         with self._stage("reading the prepared data"):
@@ -222,10 +223,18 @@ class Experiment:
         rivals = [self._federated("federated", plan, trained), *self._private_rivals(plan), pooled]
 
         def assess(name: str, dataset: Dataset) -> list[Result]:
-            return model_results(dataset, plan.training, name, private.get(name), rivals, seed)
+            return self._assessment(name, dataset, private.get(name)).results(rivals, seed)
 
         with self._stage(f"seed {seed}: evaluation"):
             return self._for_all(assess), trained.history
+
+    def _assessment(self, name: str, dataset: Dataset, private: PrivateModel | None) -> Assessment:
+        """A platform's own row; what no seed changes is worked out once."""
+        if private is not None:
+            return Assessment(dataset, self._plan.training, name, private)
+        if name not in self._assessments:
+            self._assessments[name] = Assessment(dataset, self._plan.training, name)
+        return self._assessments[name]
 
     def _train_others(self, plan: Plan, trained: Trained) -> tuple[dict[str, PrivateModel], Rival]:
         """The private models, where the engine has not trained them, and the pooled one."""
