@@ -5,6 +5,7 @@
     linkage/revoked.json            users who have revoked
     linkage/derived/LINK/           whatever was derived for a link; goes with it
     linkage/PARTNER.users/          an unfinished session, with its secrets
+    linkage/PARTNER.profiles/       unfinished profiles, with their secrets
 
 For items, `items` stands in the place of `users`.
 """
@@ -116,6 +117,9 @@ class LinkageFolder:
             with suppress(DataError):
                 kept.difference_update(_links(path).pairs.values())
         self._forget_all_but(kept | new)
+        if links.purpose is Purpose.USERS:
+            # Profiles under way are of links that may be gone, on either side.
+            self.clear_session(links.partner, Purpose.PROFILES)
         write_file(path, links.to_bytes())
 
     def revoked(self) -> frozenset[str]:
