@@ -39,6 +39,8 @@ REVOKED: Final = "revoked.json"
 DERIVED: Final = "derived"
 #: Profiles that linked platforms sent, beside the folder of linkages: `clients.linked_store.FOLDER`.
 RECEIVED: Final = "linked"
+#: Profiles that were released here: `clients.profiles.FOLDER`.
+RELEASED: Final = "profiles"
 #: A links file of 2^24 lines of about 64 bytes.
 _MOST_LINKS: Final = 2 << 30
 _MOST_REVOKED: Final = 1 << 26
@@ -147,6 +149,10 @@ class LinkageFolder:
         """
         gone = set(users)
         write_file(self.path / REVOKED, _revoked(sorted(self.revoked() | gone)))
+        if (self.path.parent / RELEASED).exists():
+            from clients.profiles import ReleasedProfiles
+
+            ReleasedProfiles(self.path.parent).withdraw(gone)
         count = 0
         for links in self.all_links():
             if links.purpose is Purpose.USERS and not gone.isdisjoint(links.pairs):
