@@ -4,9 +4,9 @@
 
 The Complete Journey has shared items and shared households; a profile is made of what came before the
 moment of evaluation. Amazon-3 (Beauty, Sports, Toys) shares users and hardly an item; a sender's profile
-holds its training rows only. Sizes and clips were chosen on validation users, as are the weights and
-whether profiles are served at all; test users are measured once a seed. A seed is another draw of the
-profiles' noise.
+holds its training rows only. The number of directions follows a trial on validation users of one platform of
+the Complete Journey (docs/profiles.md). Weights, and whether profiles are served at all, rest on
+validation users; test users are measured once a seed. A seed is another draw of the profiles' noise.
 Writes results/link.json, and link_DATA.md and .svg for each data set.
 """
 

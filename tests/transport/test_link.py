@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -151,6 +152,14 @@ def test_a_clock_that_is_set_does_not_end_the_link(
     line: Line, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """Or a machine that slept for longer than Flower's minute."""
+    # A request that was signed before and is looked at after is refused, and the node joins anew.
+    asking, intercept = threading.Lock(), platform_side.NodeAuthHttpInterceptor.intercept
+
+    def alone(self: Any, context: Any, call_next: Any) -> Any:
+        with asking:
+            return intercept(self, context, call_next)
+
+    monkeypatch.setattr(platform_side.NodeAuthHttpInterceptor, "intercept", alone)
     line.join(make_handler("A", 8))
     (node,) = line.wait_for(1)
     real, off = time.time, [0.0]
@@ -160,8 +169,9 @@ def test_a_clock_that_is_set_does_not_end_the_link(
     clock = SimpleNamespace(now=lambda tz: datetime.fromtimestamp(time.time(), tz))
     shifted = SimpleNamespace(**{**vars(datetime_module), "datetime": clock})
     monkeypatch.setattr("flwr.supercore.date.datetime", shifted)
-    off[0] = seconds
-    assert line.courier.nodes() == {}
+    with asking:
+        off[0] = seconds
+        assert line.courier.nodes() == {}
     # Its next heartbeat shows it.
     assert line.wait_for(1) == [node]
     line.finish()
