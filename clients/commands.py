@@ -1,4 +1,4 @@
-"""A platform's commands beside taking part: init, data, keys, terms, privacy, recommend, link, serve."""
+"""A platform's commands beside taking part: init, data, keys, privacy, recommend, link, profiles, serve."""
 
 from __future__ import annotations
 
@@ -187,6 +187,12 @@ def _links(arguments: Sequence[str]) -> int:
     return links(arguments)
 
 
+def _profiles(arguments: Sequence[str]) -> int:
+    from clients.linking.profile_command import carry_profiles
+
+    return carry_profiles(arguments)
+
+
 def _serve(arguments: Sequence[str]) -> int:
     from clients.serving.command import serve
 
@@ -230,6 +236,7 @@ COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "link": _link,
     "unlink": _unlink,
     "links": _links,
+    "profiles": _profiles,
     "serve": _serve,
     "api-keys": _api_keys,
 }

@@ -54,7 +54,64 @@ class _Kept:
     withdrawn: tuple[str, ...] = ()
 
 
-class ProfileReleases:
+class ReleasedProfiles:
+    """The files of what a platform has released, `folder` being the platform's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / FOLDER
+
+    def withdraw(self, users: Iterable[str]) -> None:
+        """Forget these users' vectors in every period; they are not released again in it."""
+        gone = set(users)
+        for path in sorted(self._folder.glob("*.safetensors")):
+            kept = self._read(path.stem)
+            if kept is None or not gone & set(kept.users):
+                continue
+            stay = [number for number, user in enumerate(kept.users) if user not in gone]
+            withdrawn = sorted({*kept.withdrawn, *(gone & set(kept.users))})
+            self._write(
+                path.stem,
+                replace(
+                    kept,
+                    users=tuple(kept.users[number] for number in stay),
+                    vectors=kept.vectors[stay],
+                    withdrawn=tuple(withdrawn),
+                ),
+            )
+
+    def _write(self, period: str, kept: _Kept) -> None:
+        document = {
+            "format": FORMAT,
+            "terms": to_document(kept.terms),
+            "charged": kept.charged,
+            "users": list(kept.users),
+            "withdrawn": list(kept.withdrawn),
+        }
+        path = self._path(period)
+        try:
+            self._folder.mkdir(exist_ok=True, mode=0o700)
+            tensorfile.write(path, document, {"basis": kept.basis, "vectors": kept.vectors})
+        except OSError as error:
+            raise DataError(f"{path} can't be written: {error.strerror}; make room") from None
+
+    def _read(self, period: str) -> _Kept | None:
+        path = self._path(period)
+        if not path.exists():
+            return None
+        try:
+            document, tensors = tensorfile.read(path)
+            return _parsed(document, tensors)
+        except (OSError, ValueError, TypeError, LookupError, ConfigError) as error:
+            raise DataError(
+                f"{path} is damaged ({error or type(error).__name__}): who was released in this period is "
+                "not known; move it away, and the period is charged again"
+            ) from None
+
+    def _path(self, period: str) -> Path:
+        return self._folder / f"{period}.safetensors"
+
+
+class ProfileReleases(ReleasedProfiles):
     """The profiles that a platform has released; `ledger` is held by this process.
 
     Args:
@@ -71,7 +128,8 @@ class ProfileReleases:
         *,
         unprotected: bool = False,
     ) -> None:
-        self._folder, self._ledger, self._budget = folder / FOLDER, ledger, budget
+        super().__init__(folder)
+        self._ledger, self._budget = ledger, budget
         self._randomness, self._unprotected = randomness, unprotected
 
     def release(
@@ -116,25 +174,6 @@ class ProfileReleases:
         there = tuple(user for user in users if user in row)
         return there, kept.vectors[[row[user] for user in there]]
 
-    def withdraw(self, users: Iterable[str]) -> None:
-        """Forget these users' vectors in every period; they are not released again in it."""
-        gone = set(users)
-        for path in sorted(self._folder.glob("*.safetensors")):
-            kept = self._read(path.stem)
-            if kept is None or not gone & set(kept.users):
-                continue
-            stay = [number for number, user in enumerate(kept.users) if user not in gone]
-            withdrawn = sorted({*kept.withdrawn, *(gone & set(kept.users))})
-            self._write(
-                path.stem,
-                replace(
-                    kept,
-                    users=tuple(kept.users[number] for number in stay),
-                    vectors=kept.vectors[stay],
-                    withdrawn=tuple(withdrawn),
-                ),
-            )
-
     def _released(
         self,
         period: str,
@@ -175,37 +214,6 @@ class ProfileReleases:
             event, run=run, round=len(before), what=WHAT, budget=self._budget
         )
         return charge.record.digest
-
-    def _write(self, period: str, kept: _Kept) -> None:
-        document = {
-            "format": FORMAT,
-            "terms": to_document(kept.terms),
-            "charged": kept.charged,
-            "users": list(kept.users),
-            "withdrawn": list(kept.withdrawn),
-        }
-        path = self._path(period)
-        try:
-            self._folder.mkdir(exist_ok=True, mode=0o700)
-            tensorfile.write(path, document, {"basis": kept.basis, "vectors": kept.vectors})
-        except OSError as error:
-            raise DataError(f"{path} can't be written: {error.strerror}; make room") from None
-
-    def _read(self, period: str) -> _Kept | None:
-        path = self._path(period)
-        if not path.exists():
-            return None
-        try:
-            document, tensors = tensorfile.read(path)
-            return _parsed(document, tensors)
-        except (OSError, ValueError, TypeError, LookupError, ConfigError) as error:
-            raise DataError(
-                f"{path} is damaged ({error or type(error).__name__}): who was released in this period is "
-                "not known; move it away, and the period is charged again"
-            ) from None
-
-    def _path(self, period: str) -> Path:
-        return self._folder / f"{period}.safetensors"
 
 
 def _parsed(document: dict[str, Any], tensors: dict[str, Floats]) -> _Kept:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from clients.options import DEFAULT_STATE, Parser, check_id
+from clients.options import Parser, add_place, check_id
 from crossrec_model.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 PROGRAM: Final = "python -m clients.platform"
 
 
-def _place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--id", required=True, help="the platform's id")
-    parser.add_argument("--state", type=Path, default=DEFAULT_STATE, help="(default %(default)s)")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=f"{PROGRAM} link",
@@ -33,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         "common. Both run this command; neither learns anything about the others.",
     )
     add = parser.add_argument
-    _place(parser)
+    add_place(parser)
     add("--with", dest="partner", required=True, metavar="ID", help="the partner's id")
     add("--data", type=Path, required=True, metavar="FILE", help="user_id,email,phone,consent")
     add("--items", action="store_true", help="link items; --data is then item_id,gtin")
@@ -44,13 +39,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--period-days", type=float, default=30.0, metavar="D", help="(default %(default)s)")
     add("--least-new", type=int, default=20, help="fewest new users, if any (default %(default)s)")
     add("--cores", type=int, help="cores to use (default: all)")
+    add_line(parser)
+    return parser
+
+
+def add_line(parser: argparse.ArgumentParser) -> None:
+    """How the partner is reached."""
+    add = parser.add_argument
     add("--wait", type=float, default=600.0, metavar="S", help="for a silent partner (%(default)s)")
-    add("--restart", action="store_true", help="give an interrupted linkage up and begin anew")
+    add("--restart", action="store_true", help="give up what was interrupted and begin anew")
     add("--roster", type=Path, help="the federation's roster.json (default: the pinned one)")
     add("--server", metavar="URL", help="the coordinator (default: the invitation's)")
     add("--ca", type=Path, help="the coordinator's ca.pem (default: the invitation's)")
     add("--insecure", action="store_true", help="plain HTTP: for experiments only")
-    return parser
 
 
 def link(arguments: Sequence[str]) -> int:
@@ -74,7 +75,7 @@ def link(arguments: Sequence[str]) -> int:
     from crossrec_model.linkage.messages import Purpose
 
     place: Path = options.state / options.id
-    roster, endpoint = _roster(options, place), _endpoint(options, place)
+    roster, endpoint = pinned_roster(options, place), endpoint_of(options, place)
     folder, purpose = LinkageFolder(place), Purpose.ITEMS if options.items else Purpose.USERS
     with ExitStack() as held:
         progress = held.enter_context(progress_for())
@@ -121,7 +122,7 @@ def unlink(arguments: Sequence[str]) -> int:
         description="Users revoke their consent: they take part in no linkage from now on, and their "
         "links and what was derived for them are deleted here.",
     )
-    _place(parser)
+    add_place(parser)
     add = parser.add_argument
     add("--user", action="append", required=True, metavar="U", help="repeat for more than one")
     add("--undo", action="store_true", help="they consented anew; takes effect at the next linkage")
@@ -146,7 +147,7 @@ def unlink(arguments: Sequence[str]) -> int:
 def links(arguments: Sequence[str]) -> int:
     """Run `links`: show what is linked with whom."""
     parser = Parser(prog=f"{PROGRAM} links", description="Show what is linked with whom.")
-    _place(parser)
+    add_place(parser)
     options = parser.parse_args(arguments)
     check_id(options.id)
     from clients.linking.folder import LinkageFolder
@@ -164,7 +165,8 @@ def links(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _roster(options: argparse.Namespace, place: Path) -> Roster:
+def pinned_roster(options: argparse.Namespace, place: Path) -> Roster:
+    """The roster that counts here; raises ConfigError if there is none."""
     from clients.keys import load_identity, load_roster, pin, read_roster
 
     identity = load_identity(place)
@@ -179,7 +181,8 @@ def _roster(options: argparse.Namespace, place: Path) -> Roster:
     return pinned.roster
 
 
-def _endpoint(options: argparse.Namespace, place: Path) -> Endpoint:
+def endpoint_of(options: argparse.Namespace, place: Path) -> Endpoint:
+    """Where the coordinator is; raises ConfigError if that is not known."""
     from clients.connection import Endpoint
     from clients.joining import load_pinned
 

@@ -5,6 +5,7 @@
     linkage/revoked.json            users who have revoked
     linkage/derived/LINK/           whatever was derived for a link; goes with it
     linkage/PARTNER.users/          an unfinished session, with its secrets
+    linkage/PARTNER.profiles/       unfinished profiles, with their secrets
 
 For items, `items` stands in the place of `users`.
 """
@@ -38,6 +39,8 @@ REVOKED: Final = "revoked.json"
 DERIVED: Final = "derived"
 #: Profiles that linked platforms sent, beside the folder of linkages: `clients.linked_store.FOLDER`.
 RECEIVED: Final = "linked"
+#: Profiles that were released here: `clients.profiles.FOLDER`.
+RELEASED: Final = "profiles"
 #: A links file of 2^24 lines of about 64 bytes.
 _MOST_LINKS: Final = 2 << 30
 _MOST_REVOKED: Final = 1 << 26
@@ -116,6 +119,9 @@ class LinkageFolder:
             with suppress(DataError):
                 kept.difference_update(_links(path).pairs.values())
         self._forget_all_but(kept | new)
+        if links.purpose is Purpose.USERS:
+            # Profiles under way are of links that may be gone, on either side.
+            self.clear_session(links.partner, Purpose.PROFILES)
         write_file(path, links.to_bytes())
 
     def revoked(self) -> frozenset[str]:
@@ -143,6 +149,10 @@ class LinkageFolder:
         """
         gone = set(users)
         write_file(self.path / REVOKED, _revoked(sorted(self.revoked() | gone)))
+        if (self.path.parent / RELEASED).exists():
+            from clients.profiles import ReleasedProfiles
+
+            ReleasedProfiles(self.path.parent).withdraw(gone)
         count = 0
         for links in self.all_links():
             if links.purpose is Purpose.USERS and not gone.isdisjoint(links.pairs):

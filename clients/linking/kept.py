@@ -22,7 +22,7 @@ from crossrec_model.linkage.channel import Channel, Parties
 from crossrec_model.linkage.compared import MARK_BYTES
 from crossrec_model.linkage.group import Rows
 from crossrec_model.linkage.intersection import Counters
-from crossrec_model.linkage.messages import MAX_ELEMENTS, Purpose
+from crossrec_model.linkage.messages import MAX_BATCH, MAX_ELEMENTS, Purpose
 from crossrec_model.linkage.post import ANY_THREAD
 from crossrec_model.secagg.errors import SecureSumError
 from crossrec_model.secagg.identity import canonical, check_exact, fields, parse
@@ -55,7 +55,8 @@ class Kept:
     """All that a session needs to go on, but for the elements, which are read again.
 
     `partner` is the pinned key of then, `elements` their digest; `secret` and `offer` are the
-    initiator's until its offer is accepted.
+    initiator's until its offer is accepted. Where profiles are carried, the elements are the own batch,
+    `their_size` is in bytes, and there is no seed and no counter but `sent` and `taken`.
     """
 
     phase: Phase = Phase.NEW
@@ -138,7 +139,8 @@ class Kept:
             check_exact(kept.to_json(), data, SESSION)
         except (SecureSumError, ValueError, KeyError):
             raise StateError(f"{SESSION} is damaged; begin anew with --restart") from None
-        if kept.their_size > MAX_ELEMENTS:
+        most = MAX_BATCH if kept.parties.purpose is Purpose.PROFILES else MAX_ELEMENTS
+        if kept.their_size > most:
             raise StateError(f"{SESSION} is damaged (a size); begin anew with --restart")
         return kept
 

@@ -57,6 +57,10 @@ class TruncatedError(LinkageError):
     """The other side ended before its last block."""
 
 
+class ReceiptError(LinkageError):
+    """A receipt of something else than was sent."""
+
+
 class SmallSetError(LinkageError):
     """A set below the minimum size: its intersection would tell about single persons."""
 

@@ -26,13 +26,16 @@ MAX_SEALED: Final = BLOCK * POINT_BYTES + TAG_BYTES
 MAX_FRAME: Final = MAX_SEALED + 64
 #: Most elements of a set, padding included.
 MAX_ELEMENTS: Final = 1 << 24
+#: Most bytes of a batch of profiles.
+MAX_BATCH: Final = 1 << 30
 
 
 class Purpose(IntEnum):
-    """What the elements are."""
+    """What the elements of an intersection are, or that profiles are carried (`linkage.carried`)."""
 
     USERS = 1
     ITEMS = 2
+    PROFILES = 3
 
 
 class Stream(IntEnum):
@@ -41,6 +44,8 @@ class Stream(IntEnum):
     ANNOUNCE = 1
     BLINDED = 2
     RETURNED = 3
+    PROFILES = 4
+    RECEIPT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,18 @@ class Announcement:
             raise WireError(f"block is {self.block}; {BLOCK} is needed")
 
 
-Message = Offer | Accept | Sealed | Announcement
+@dataclass(frozen=True, kw_only=True)
+class BatchSize:
+    """Travels sealed: how many bytes of profiles will come."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= MAX_BATCH:
+            raise WireError(f"a batch has {self.size} bytes; allowed: 1 to {MAX_BATCH}")
+
+
+Message = Offer | Accept | Sealed | Announcement | BatchSize
 M = TypeVar("M", bound=Message)
 
 _ID = Text(64, "platform id", PLATFORM_ID)
@@ -122,6 +138,7 @@ _LAYOUTS: Final[dict[type[Any], tuple[int, tuple[tuple[str, Field[Any]], ...]]]]
         ),
     ),
     Announcement: (4, (("size", Unsigned(4, "size")), ("block", Unsigned(4, "block")))),
+    BatchSize: (5, (("size", Unsigned(4, "size")),)),
 }
 _TYPES: Final = {number: (kind, fields) for kind, (number, fields) in _LAYOUTS.items()}
 

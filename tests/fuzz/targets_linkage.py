@@ -27,6 +27,7 @@ from crossrec_model.linkage.messages import (
     BLOCK,
     Accept,
     Announcement,
+    BatchSize,
     Offer,
     Purpose,
     Sealed,
@@ -76,6 +77,7 @@ def _frames() -> list[bytes]:
         encode(Accept(offer=b"o" * 32, ephemeral=b"e" * 32, signature=b"s" * 64)),
         encode(Sealed(session=b"n" * 16, stream=Stream.BLINDED, number=7, ciphertext=b"c" * 99)),
         encode(Announcement(size=256, block=BLOCK)),
+        encode(BatchSize(size=7)),
     ]
 
 

@@ -23,6 +23,7 @@ from crossrec_model.linkage.messages import (
     MAX_SEALED,
     Accept,
     Announcement,
+    BatchSize,
     Message,
     Offer,
     Purpose,
@@ -46,6 +47,7 @@ FRAMES: list[Message] = [
     Accept(offer=b"o" * 32, ephemeral=b"e" * 32, signature=b"s" * 64),
     Sealed(session=b"n" * 16, stream=Stream.RETURNED, number=7, ciphertext=b"c" * 99),
     Announcement(size=256, block=BLOCK),
+    BatchSize(size=7),
 ]
 LINKS = Links(
     partner="B", purpose=Purpose.USERS, session=b"n" * 16, pairs={"ü 1": "0" * 32, "a": "f" * 32}
