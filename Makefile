@@ -22,7 +22,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed  ## three platforms, one coordinator, one table and a report
-	$(BIN)/python -m simulations --out demo-report --figures demo-report/figures.json
+	$(BIN)/python -m simulations --at-once 2 --out demo-report --figures demo-report/figures.json
 
 check: $(VENV)/.installed-dev  ## formatter, linter, strict types, import contracts
 	$(BIN)/ruff format --check .
