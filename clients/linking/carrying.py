@@ -9,9 +9,9 @@ from hashlib import sha256
 
 from clients.keys import write_file
 from clients.linking.folder import LinkageFolder
-from clients.linking.kept import Kept, Phase, load_kept, save_kept
+from clients.linking.kept import Kept, Phase, load_kept
 from clients.linking.line import Ask, Line, resumed_at
-from clients.linking.session import MOST_ANEW, SETTLE_S, Show
+from clients.linking.session import MOST_ANEW, SETTLE_S, Show, Stepped, parties_with
 from crossrec_model.errors import StateError
 from crossrec_model.linkage.carried import (
     BEFORE,
@@ -22,13 +22,12 @@ from crossrec_model.linkage.carried import (
     accept_profiles,
     offer_profiles,
 )
-from crossrec_model.linkage.channel import OfferSecret, Parties, partner_key
+from crossrec_model.linkage.channel import partner_key
 from crossrec_model.linkage.errors import OtherSessionError
 from crossrec_model.linkage.intersection import Side
-from crossrec_model.linkage.messages import Offer, Purpose, decode_as
+from crossrec_model.linkage.messages import Purpose
 from crossrec_model.linkage.post import ANY_THREAD, THREAD_BYTES
 from crossrec_model.randomness import SystemRandomness
-from crossrec_model.secagg.node_pass import federation_of
 
 #: Gets the partner's whole batch before it is confirmed; again after an interruption.
 Take = Callable[[bytes], object]
@@ -51,7 +50,7 @@ class Delivery:
     settle_s: float = SETTLE_S
 
 
-class Carriage:
+class Carriage(Stepped):
     """Drives the states of `linkage.carried` over a line; each step is on disk before it counts.
 
     1. Make a frame, and keep it in the session's folder; keep what a frame brought there too.
@@ -126,13 +125,7 @@ class Carriage:
         delivery, digest = self._delivery, sha256(self._delivery.batch).digest()
         own, roster = delivery.side.platform, delivery.side.roster
         key = partner_key(roster, own, delivery.partner)
-        first, second = sorted((own, delivery.partner))
-        parties = Parties(
-            federation=federation_of(roster),
-            initiator=first,
-            responder=second,
-            purpose=Purpose.PROFILES,
-        )
+        parties = parties_with(delivery.side, delivery.partner, Purpose.PROFILES)
         kept = load_kept(self._path)
         if kept is None:
             return Kept(
@@ -141,7 +134,9 @@ class Carriage:
                 time=int(time.time()),
                 elements=digest,
                 seed=b"",
-                thread=delivery.randomness.bytes(THREAD_BYTES) if own == first else ANY_THREAD,
+                thread=delivery.randomness.bytes(THREAD_BYTES)
+                if own == parties.initiator
+                else ANY_THREAD,
             )
         if (kept.parties, kept.partner) != (parties, key.raw):
             raise StateError(
@@ -163,12 +158,7 @@ class Carriage:
         if kept.phase is Phase.NEW:
             return None
         if kept.phase is Phase.OFFERED:
-            secret = OfferSecret(
-                parties=kept.parties,
-                offer=decode_as(Offer, kept.offer),
-                partner=partner_key(delivery.side.roster, delivery.side.platform, delivery.partner),
-                secret=kept.secret,
-            )
+            secret = self._offered(delivery.side, delivery.partner)
             return Offered(secret=secret, batch=batch)
         channel = kept.channel(delivery.side.platform)
         if kept.phase is Phase.ACCEPTED:
@@ -229,17 +219,6 @@ class Carriage:
 
     def _carrying(self, state: Carrying) -> Kept:
         return replace(self._kept, phase=Phase.EXCHANGING, their_size=state.their_size)
-
-    def _receive(self) -> bytes:
-        return self._line.receive(self._kept.taken, self._kept.sent)
-
-    def _step(self, kept: Kept, frame: bytes | None, *, taken: bool) -> None:
-        if frame is not None:
-            self._line.put(kept.sent, frame)
-            kept = replace(kept, sent=kept.sent + 1)
-        kept = replace(kept, taken=kept.taken + int(taken))
-        save_kept(self._path, kept)
-        self._kept = kept
 
 
 def carry(delivery: Delivery) -> Carriage:

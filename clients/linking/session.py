@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Final
 
 from clients.linking.folder import LinkageFolder
@@ -59,7 +60,50 @@ class Task:
     settle_s: float = SETTLE_S
 
 
-class Session:
+def parties_with(side: Side, partner: str, purpose: Purpose) -> Parties:
+    """Who takes part; the first by name begins."""
+    first, second = sorted((side.platform, partner))
+    return Parties(
+        federation=federation_of(side.roster),
+        initiator=first,
+        responder=second,
+        purpose=purpose,
+    )
+
+
+class Stepped:
+    """A session whose every step is on disk before it counts: the frame, then the state, then it leaves."""
+
+    _path: Path
+    _kept: Kept
+    _line: Line
+
+    def _receive(self) -> bytes:
+        return self._line.receive(self._kept.taken, self._kept.sent)
+
+    def _flush(self) -> None:
+        """Bring to the disk whatever else the next state counts on."""
+
+    def _step(self, kept: Kept, frame: bytes | None, *, taken: bool) -> None:
+        if frame is not None:
+            self._line.put(kept.sent, frame)
+            kept = replace(kept, sent=kept.sent + 1)
+        kept = replace(kept, taken=kept.taken + int(taken))
+        self._flush()
+        save_kept(self._path, kept)
+        self._kept = kept
+
+    def _offered(self, side: Side, partner: str) -> OfferSecret:
+        """The secret of the offer that was made."""
+        return OfferSecret(
+            parties=self._kept.parties,
+            offer=decode_as(Offer, self._kept.offer),
+            partner=partner_key(side.roster, side.platform, partner),
+            secret=self._kept.secret,
+        )
+
+
+class Session(Stepped):
     """Drives the states of `linkage.intersection` over a line; each step is on disk before it counts.
 
     1. Make a frame, and keep it in the session's folder.
@@ -71,7 +115,7 @@ class Session:
         self._task, self._cores = task, cores
         self._path = task.folder.session_path(task.partner, task.purpose)
         self._path.mkdir(mode=0o700, exist_ok=True)
-        self._storage, self._flush = on_disk(self._path)
+        self._storage, self._flush_arrays = on_disk(self._path)
         self._kept = self._begin()
         self._line = Line(
             task.ask,
@@ -126,13 +170,7 @@ class Session:
         task, digest = self._task, sha256(self._task.elements.digests.tobytes()).digest()
         own, roster = task.side.platform, task.side.roster
         key = partner_key(roster, own, task.partner)
-        first, second = sorted((own, task.partner))
-        parties = Parties(
-            federation=federation_of(roster),
-            initiator=first,
-            responder=second,
-            purpose=task.purpose,
-        )
+        parties = parties_with(task.side, task.partner, task.purpose)
         kept = load_kept(self._path)
         if kept is None:
             self._permit()
@@ -142,7 +180,9 @@ class Session:
                 time=int(time.time()),
                 elements=digest,
                 seed=task.randomness.bytes(SEED_BYTES),
-                thread=task.randomness.bytes(THREAD_BYTES) if own == first else ANY_THREAD,
+                thread=task.randomness.bytes(THREAD_BYTES)
+                if own == parties.initiator
+                else ANY_THREAD,
             )
         if (kept.parties, kept.partner) != (parties, key.raw):
             raise StateError(
@@ -188,12 +228,7 @@ class Session:
         if kept.phase is Phase.NEW:
             return None
         if kept.phase is Phase.OFFERED:
-            secret = OfferSecret(
-                parties=kept.parties,
-                offer=decode_as(Offer, kept.offer),
-                partner=partner_key(task.side.roster, task.side.platform, task.partner),
-                secret=kept.secret,
-            )
+            secret = self._offered(task.side, task.partner)
             return Offered(secret=secret, digests=digests, seed=kept.seed, permit=permit)
         channel = kept.channel(task.side.platform)
         if kept.phase is Phase.ACCEPTED:
@@ -239,17 +274,8 @@ class Session:
         kept = replace(self._kept, phase=Phase.EXCHANGING, counters=state.counters)
         return replace(kept, their_size=state.their_size)
 
-    def _receive(self) -> bytes:
-        return self._line.receive(self._kept.taken, self._kept.sent)
-
-    def _step(self, kept: Kept, frame: bytes | None, *, taken: bool) -> None:
-        if frame is not None:
-            self._line.put(kept.sent, frame)
-            kept = replace(kept, sent=kept.sent + 1)
-        kept = replace(kept, taken=kept.taken + int(taken))
-        self._flush()
-        save_kept(self._path, kept)
-        self._kept = kept
+    def _flush(self) -> None:
+        self._flush_arrays()
 
 
 def run_session(task: Task, cores: Cores) -> tuple[Session, Compared]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from platform_rows import ITEMS, write_platform
+from platform_rows import DESCRIPTION, ITEMS, write_platform
 
 from clients.adapters import open_source
 from clients.dataset import load_dataset
@@ -36,27 +36,7 @@ PLAN = Plan(
 PASSED = Trial(users=9, fit=Gain(mean=1.0, error=0.1), ndcg=Gain(mean=0.1, error=0.01), least=2.0)
 #: Items beyond those of `platform_rows` that nobody took, in two shops and at other prices.
 RARE = 6
-_DESCRIPTION = """
-[interactions]
-files = "events.csv"
-[interactions.columns]
-user_id = "user"
-item_id = "item"
-event = "event"
-time = "time"
-quantity = "quantity"
-price = "price"
-
-[catalogue]
-files = "items.csv"
-[catalogue.columns]
-item_id = "item"
-shared_id = "item"
-title = "title"
-category = "category"
-shop_id = "shop"
-price = "price"
-"""
+_DESCRIPTION = DESCRIPTION + 'shop_id = "shop"\nprice = "price"\n'
 
 
 def write_shop(folder: Path, seed: int = 0) -> Path:
